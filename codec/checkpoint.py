@@ -1,0 +1,91 @@
+"""Codec checkpoints: a folder with `config.yaml` and `model.safetensors`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from codec.config import CodecConfig
+from codec.model import Codec
+
+FORMAT = "duplex-codec-1"
+
+
+class CheckpointError(Exception):
+    """A checkpoint folder that cannot be used; the message is one sentence for the user."""
+
+
+def save_codec(codec: Codec, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
+    """Write the codec; weights are stored as `dtype`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous() for k, v in codec.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors.part")
+    os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
+    config = {"format": FORMAT, **dataclasses.asdict(codec.config), "levels": list(codec.config.levels)}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def load_codec(folder: str | Path) -> Codec:
+    """Read a codec, in float32, ready for inference.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, a key is unknown, or a shape differs.
+    """
+    folder = Path(folder)
+    for name in ("config.yaml", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} is not a codec checkpoint: it has no {name}; give a folder that `duplex export` wrote")
+    config = read_config(folder / "config.yaml", CodecConfig, FORMAT)
+    codec = Codec(config)
+    load_weights(codec, folder / "model.safetensors")
+    return codec.eval()
+
+
+def read_config(path: Path, cls: type, expected_format: str):
+    """Build a config dataclass from YAML; unknown keys and other formats are refused.
+
+    Raises:
+        CheckpointError: as said above.
+    """
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is damaged: it is not YAML; export the checkpoint again") from error
+    if not isinstance(data, dict) or data.pop("format", None) != expected_format:
+        raise CheckpointError(f"{path} is not of format {expected_format}; export the checkpoint again with this version")
+    known = {f.name for f in dataclasses.fields(cls)}
+    unknown = sorted(set(data) - known)
+    if unknown:
+        raise CheckpointError(f"{path} has the unknown key {unknown[0]!r}; known keys are {', '.join(sorted(known))}")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+
+
+def load_weights(module: torch.nn.Module, path: Path) -> None:
+    """Load safetensors into a module, as float32.
+
+    Raises:
+        CheckpointError: the file is damaged, or names or shapes differ.
+    """
+    try:
+        tensors = load_file(path)
+    except Exception as error:  # safetensors raises its own type for damaged files
+        raise CheckpointError(f"{path} is damaged ({error}); export or download the checkpoint again") from error
+    tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+    own = module.state_dict()
+    missing = sorted(set(own) - set(tensors))
+    extra = sorted(set(tensors) - set(own))
+    if missing or extra:
+        name = (missing or extra)[0]
+        raise CheckpointError(f"{path} does not fit its config.yaml: tensor {name!r} is {'missing' if missing else 'unknown'}; export it again")
+    for name, tensor in tensors.items():
+        if tensor.shape != own[name].shape:
+            raise CheckpointError(
+                f"{path} does not fit its config.yaml: {name} is {tuple(tensor.shape)}, the config says {tuple(own[name].shape)}"
+            )
+    module.load_state_dict(tensors)

@@ -1,0 +1,178 @@
+"""The codec: causal FSQ autoencoder for one voice, 12.5 frames/s, K independent codebooks.
+
+Encoder: log-mel at 100 Hz, causal blocks, eight hops stacked to a frame, FSQ. Decoder: causal blocks at 12.5, 50 and 100 Hz,
+magnitude and phase of an STFT, overlap-add. `forward` of every part is its `step` from a fresh state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from vector_quantize_pytorch import FSQ
+
+from codec.blocks import CausalStack, StackState
+from codec.config import CodecConfig
+from codec.mel import LogMel, MelState
+
+
+@dataclass
+class EncodeState:
+    """State of `Codec.encode_step`."""
+
+    mel: MelState
+    hop: StackState
+    frame: StackState
+
+    def reset(self, rows: Tensor) -> None:
+        """Clear rows; `rows` is a boolean mask [B]."""
+        for part in (self.mel, self.hop, self.frame):
+            part.reset(rows)
+
+
+@dataclass
+class DecodeState:
+    """State of `Codec.decode_step`."""
+
+    frame: StackState
+    mid: StackState
+    hop: StackState
+    overlap: Tensor  # [B, fft - hop] samples still to be added to
+
+    def reset(self, rows: Tensor) -> None:
+        """Clear rows; `rows` is a boolean mask [B]."""
+        for part in (self.frame, self.mid, self.hop):
+            part.reset(rows)
+        self.overlap.masked_fill_(rows[:, None], 0.0)
+
+
+class Encoder(nn.Module):
+    """Audio to the FSQ's input vectors."""
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.mel = LogMel(config.sample_rate_hz, config.fft_samples, config.hop_samples, config.num_mels)
+        self.embed = nn.Linear(config.num_mels, config.encoder_hop_width)
+        self.hop = CausalStack(config.encoder_hop_width, config.encoder_hop_blocks, config.kernel)
+        self.stack = nn.Linear(config.encoder_hop_width * config.hops_per_frame, config.encoder_width)
+        self.frame = CausalStack(config.encoder_width, config.encoder_blocks, 1)
+        self.norm = nn.LayerNorm(config.encoder_width)
+        self.out = nn.Linear(config.encoder_width, config.num_codebooks * len(config.levels))
+
+    def init_state(self, batch: int) -> EncodeState:
+        """Silence before the first sample."""
+        return EncodeState(self.mel.init_state(batch), self.hop.init_state(batch), self.frame.init_state(batch))
+
+    def step(self, audio: Tensor, state: EncodeState) -> Tensor:
+        """[B, T * frame_samples] -> [B, T, K * len(levels)]."""
+        x = (self.mel.step(audio, state.mel) + 5.0) / 3.0
+        x = self.hop.step(self.embed(x), state.hop)
+        x = rearrange(x, "b (t h) d -> b t (h d)", h=self.config.hops_per_frame)
+        return self.out(self.norm(self.frame.step(self.stack(x), state.frame)))
+
+
+class Decoder(nn.Module):
+    """FSQ vectors to audio."""
+
+    window: Tensor
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        self.config = config
+        mid = config.hops_per_frame // 2
+        self.embed = nn.Linear(config.num_codebooks * len(config.levels), config.decoder_width)
+        self.frame = CausalStack(config.decoder_width, config.decoder_blocks, config.kernel)
+        self.to_mid = nn.Linear(config.decoder_width, mid * config.decoder_hop_width)
+        self.mid = CausalStack(config.decoder_hop_width, config.decoder_mid_blocks, config.kernel)
+        self.to_hop = nn.Linear(config.decoder_hop_width, 2 * config.decoder_hop_width)
+        self.hop = CausalStack(config.decoder_hop_width, config.decoder_hop_blocks, config.kernel)
+        self.norm = nn.LayerNorm(config.decoder_hop_width)
+        self.out = nn.Linear(config.decoder_hop_width, 2 * (config.fft_samples // 2 + 1))
+        # Hann windows one hop apart sum to fft_overlap_hops / 2.
+        self.register_buffer("window", torch.hann_window(config.fft_samples) / (config.fft_overlap_hops / 2), persistent=False)
+
+    def init_state(self, batch: int) -> DecodeState:
+        """Nothing before the first frame."""
+        overlap = self.window.new_zeros(batch, self.config.delay_samples)
+        return DecodeState(self.frame.init_state(batch), self.mid.init_state(batch), self.hop.init_state(batch), overlap)
+
+    def step(self, vectors: Tensor, state: DecodeState) -> Tensor:
+        """[B, T, K * len(levels)] -> [B, T * frame_samples]."""
+        mid = self.config.hops_per_frame // 2
+        x = self.frame.step(self.embed(vectors), state.frame)
+        x = self.mid.step(rearrange(self.to_mid(x), "b t (m d) -> b (t m) d", m=mid), state.mid)
+        x = self.hop.step(rearrange(self.to_hop(x), "b t (m d) -> b (t m) d", m=2), state.hop)
+        magnitude, phase = self.out(self.norm(x)).float().chunk(2, -1)
+        spectrum = torch.polar(magnitude.clamp_max(6.0).exp(), phase)
+        windows = torch.fft.irfft(spectrum, self.config.fft_samples) * self.window  # [B, n, fft]
+        return self._overlap_add(windows, state)
+
+    def _overlap_add(self, windows: Tensor, state: DecodeState) -> Tensor:
+        batch, count, _ = windows.shape
+        hop, hops = self.config.hop_samples, self.config.fft_overlap_hops
+        pieces = windows.reshape(batch, count, hops, hop)
+        total = windows.new_zeros(batch, count + hops - 1, hop)
+        for i in range(hops):
+            total = total + nn.functional.pad(pieces[:, :, i], (0, 0, i, hops - 1 - i))
+        total = total.reshape(batch, -1)
+        total = total + nn.functional.pad(state.overlap, (0, count * hop))
+        state.overlap.copy_(total[:, count * hop :].detach())
+        return total[:, : count * hop]
+
+
+class Codec(nn.Module):
+    """Speech to codes and back. Audio is float, -1..1, a whole number of frames long."""
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        width = config.num_codebooks * len(config.levels)
+        self.fsq = FSQ(levels=list(config.levels), dim=width, num_codebooks=config.num_codebooks)
+        self.register_buffer("silence_codes", torch.zeros(config.num_codebooks, dtype=torch.long))  # [K]
+
+    silence_codes: Tensor
+
+    def encoder_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that decide the codes."""
+        yield from self.encoder.parameters()
+
+    def init_encode_state(self, batch: int) -> EncodeState:
+        """State for `encode_step`."""
+        return self.encoder.init_state(batch)
+
+    def init_decode_state(self, batch: int) -> DecodeState:
+        """State for `decode_step`."""
+        return self.decoder.init_state(batch)
+
+    def encode_step(self, audio: Tensor, state: EncodeState) -> Tensor:
+        """[B, T * frame_samples] -> codes [B, T, K]."""
+        return self.fsq(self.encoder.step(audio, state))[1].long()
+
+    def decode_step(self, codes: Tensor, state: DecodeState) -> Tensor:
+        """Codes [B, T, K] -> [B, T * frame_samples], `delay_samples` behind what was encoded."""
+        return self.decoder.step(self.fsq.indices_to_codes(codes), state)
+
+    def encode(self, audio: Tensor) -> Tensor:
+        """Whole utterances: [B, T * frame_samples] -> codes [B, T, K]."""
+        return self.encode_step(audio, self.init_encode_state(audio.shape[0]))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Whole utterances: codes [B, T, K] -> [B, T * frame_samples]."""
+        return self.decode_step(codes, self.init_decode_state(codes.shape[0]))
+
+    def reconstruct(self, audio: Tensor) -> Tensor:
+        """Differentiable encode and decode, [B, T * frame_samples] -> the same shape."""
+        vectors = self.fsq(self.encoder.step(audio, self.encoder.init_state(audio.shape[0])))[0]
+        return self.decoder.step(vectors, self.decoder.init_state(audio.shape[0]))
+
+    @torch.no_grad()
+    def store_silence_codes(self) -> None:
+        """Set `silence_codes` to what digital silence encodes to once the state has settled."""
+        silence = torch.zeros(1, 12 * self.config.frame_samples, device=self.silence_codes.device)
+        self.silence_codes.copy_(self.encode(silence)[0, -1])

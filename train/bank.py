@@ -1,0 +1,148 @@
+"""The utterance bank: speech on disk as Lhotse Shar, one folder a part, read back whole into memory.
+
+    DIR/PART/cuts.000000.jsonl.gz  recording.000000.tar  [codes.000000.tar]  000000.done
+
+A shard exists when its `.done` file does; that file holds the SHA-256 of the shard's other files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from duplex.errors import UserError
+
+USER_HZ = 16000
+AGENT_HZ = 24000
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word and where it sounds, in samples of its utterance."""
+
+    text: str
+    start_sample: int
+    end_sample: int
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One recorded sentence, trimmed to its audible part.
+
+    `audio` is int16, [num_samples] at `sample_rate_hz`; `codes` is int16 [num_frames, K], on agent speech only.
+    `answer` and `value` are those of `train.world.Exchange`.
+    """
+
+    id: str
+    text: str
+    voice: str
+    audio: np.ndarray
+    sample_rate_hz: int
+    words: tuple[Word, ...] = ()
+    codes: np.ndarray | None = None
+    skill: str = ""
+    answer: str | None = None
+    value: str = ""
+
+    @property
+    def num_samples(self) -> int:
+        """Length in samples."""
+        return len(self.audio)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def shard_files(folder: Path, index: int) -> dict[str, Path]:
+    """Paths of one shard by field."""
+    name = f"{index:06d}"
+    return {
+        "cuts": folder / f"cuts.{name}.jsonl.gz",
+        "recording": folder / f"recording.{name}.tar",
+        "codes": folder / f"codes.{name}.tar",
+        "done": folder / f"{name}.done",
+    }
+
+
+def mark_done(folder: Path, index: int) -> None:
+    """Write the checksums of a shard's files beside them, in one step."""
+    files = shard_files(folder, index)
+    sums = {p.name: file_sha256(p) for field, p in files.items() if field != "done" and p.exists()}
+    temporary = files["done"].with_suffix(".part")
+    temporary.write_text(json.dumps(sums))
+    os.replace(temporary, files["done"])
+
+
+def done_shards(folder: Path) -> list[int]:
+    """Indices of the finished shards of a part, in order."""
+    return sorted(int(p.stem) for p in folder.glob("*.done"))
+
+
+def check_part(folder: Path) -> dict:
+    """Read a part's plan and check that all of its shards are there.
+
+    Raises:
+        UserError: the part is missing or only half built.
+    """
+    plan = folder / "plan.json"
+    if not plan.exists():
+        raise UserError(f"there is no utterance bank part at {folder}; run `duplex synth` with the config that names it")
+    meta = json.loads(plan.read_text())
+    done = len(done_shards(folder))
+    if done < meta["num_shards"]:
+        raise UserError(
+            f"the bank part {folder} has {done} of {meta['num_shards']} shards; run the same `duplex synth` command again to finish it"
+        )
+    return meta
+
+
+def read_part(folder: Path, verify: bool = False, fields: tuple[str, ...] = ("recording", "codes")) -> Iterator[Utterance]:
+    """Read every utterance of a part.
+
+    Args:
+        folder: `DIR/PART`.
+        verify: Compare every file with its checksum first.
+        fields: `recording` loads audio, `codes` loads codes where they exist; without `recording` the audio is empty.
+
+    Raises:
+        UserError: the part is missing, half built, or a file differs from its checksum.
+    """
+    check_part(folder)
+    for index in done_shards(folder):
+        files = shard_files(folder, index)
+        if verify:
+            for name, expected in json.loads(files["done"].read_text()).items():
+                if file_sha256(folder / name) != expected:
+                    raise UserError(f"the bank file {folder / name} differs from its checksum; delete {files['done']} and run `duplex synth` again")
+        yield from _read_shard(files, fields)
+
+
+def _read_shard(files: dict[str, Path], fields: tuple[str, ...]) -> Iterator[Utterance]:
+    from lhotse import CutSet
+
+    present = {f: [str(files[f])] for f in ("cuts", *fields) if files[f].exists()}
+    for cut in CutSet.from_shar(fields=present):
+        supervision = cut.supervisions[0]
+        rate = cut.sampling_rate if cut.has_recording else int(cut.custom["sample_rate_hz"])
+        audio = np.zeros(0, np.int16)
+        if "recording" in present:
+            audio = np.round(cut.load_audio()[0] * 32767.0).astype(np.int16)
+        words = tuple(
+            Word(item.symbol, round(item.start * rate), round(item.end * rate))
+            for item in (supervision.alignment or {}).get("word", [])
+        )
+        custom = cut.custom or {}
+        codes = cut.load_codes().astype(np.int16) if "codes" in present else None
+        yield Utterance(
+            cut.id, supervision.text, supervision.speaker, audio, rate, words, codes,
+            custom.get("skill", ""), custom.get("answer"), custom.get("value", ""),
+        )  # fmt: skip

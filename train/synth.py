@@ -1,0 +1,269 @@
+"""`duplex synth`: texts to speech, into the utterance bank. Sharded, resumable, the same on every machine.
+
+A part is planned whole before a word is spoken: the plan is a pure function of its config, so workers share nothing but the
+shard numbers, and a run that was killed goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import zlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from duplex.errors import UserError
+from train import corpus, world
+from train.bank import AGENT_HZ, USER_HZ, check_part, done_shards, mark_done, read_part, shard_files
+from train.voices import Speech, load_engine
+
+SHARD_SIZE = 500
+
+
+@dataclass(frozen=True)
+class PartConfig:
+    """One folder of the bank.
+
+    Attributes:
+        name: Folder name.
+        role: `user` (questions, 16 kHz) or `agent` (answers, 24 kHz).
+        split: Which voices and phrasings; agent parts ignore it.
+        engines: Keep the split's voices of these engines; empty keeps all.
+        num_exchanges: Questions drawn from the world (user) .
+        num_sentences: Sentences of the chat corpus added, from `sentence_offset` on.
+        answers_to: Agent only: user parts whose answers are spoken.
+        seed: Seed of every draw.
+    """
+
+    name: str
+    role: str = "user"
+    split: str = "train"
+    engines: tuple[str, ...] = ()
+    num_exchanges: int = 0
+    num_sentences: int = 0
+    sentence_offset: int = 0
+    answers_to: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SynthConfig:
+    """What `duplex synth` builds: parts in order, an agent voice, and where."""
+
+    bank: str
+    parts: list[PartConfig] = field(default_factory=list)
+    agent_voice: str = "hibari:heart"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One sentence to speak."""
+
+    id: str
+    text: str
+    voice: str
+    speed: float
+    skill: str = ""
+    answer: str | None = None
+    value: str = ""
+
+
+def plan_part(part: PartConfig, config: SynthConfig) -> list[Task]:
+    """Every sentence of a part, in order."""
+    if part.role == "agent":
+        return _plan_agent(part, config)
+    if part.role != "user":
+        raise UserError(f"bank part {part.name!r} has role {part.role!r}; use user or agent")
+    rng = random.Random(f"{part.seed}/{part.name}")
+    voices = [v for v in world.voices(part.split) if not part.engines or v.split(":")[0] in part.engines]
+    if not voices:
+        raise UserError(f"bank part {part.name!r}: no voice of engines {', '.join(part.engines)} is in split {part.split!r}")
+    phrases = _repeat_phrases(part.split)
+    tasks = []
+    for i in range(part.num_exchanges):
+        exchange = world.draw(rng, part.split, phrases=phrases)
+        tasks.append(
+            Task(f"{part.name}-{i:06d}", exchange.question, rng.choice(voices), _speed(rng), exchange.skill, exchange.answer, exchange.value)
+        )
+    for i, text in enumerate(_sentences(part)):
+        tasks.append(Task(f"{part.name}-s{i:06d}", text, rng.choice(voices), _speed(rng), "sentence"))
+    return tasks
+
+
+def _speed(rng: random.Random) -> float:
+    return round(rng.uniform(0.85, 1.2), 2)
+
+
+def _sentences(part: PartConfig) -> list[str]:
+    if not part.num_sentences:
+        return []
+    return corpus.chat_sentences(part.sentence_offset + part.num_sentences, seed=0)[part.sentence_offset :]
+
+
+def _repeat_phrases(split: str) -> list[str]:
+    """Short sentences for `repeat`; every tenth is kept for val, every eleventh for test."""
+    short = [s.rstrip(".!?") for s in corpus.chat_sentences(150_000, seed=0) if len(s.split()) <= 4 and s.endswith(".")]
+    which = {"train": lambda i: i % 12 < 10, "val": lambda i: i % 12 == 10, "test": lambda i: i % 12 == 11}[split]
+    return [s for i, s in enumerate(short) if which(i)]
+
+
+def _plan_agent(part: PartConfig, config: SynthConfig) -> list[Task]:
+    texts: dict[str, None] = dict.fromkeys(world.memory_answers())
+    for name in ("talk", "long"):
+        texts.update(dict.fromkeys(entry["answer"] for entry in world.skills()[name].values()))
+    by_name = {p.name: p for p in config.parts}
+    for name in part.answers_to:
+        if name not in by_name:
+            raise UserError(f"bank part {part.name!r} answers {name!r}, which the config does not define")
+        texts.update(dict.fromkeys(t.answer for t in plan_part(by_name[name], config) if t.answer))
+    texts.update(dict.fromkeys(_sentences(part)))
+    return [Task(f"{part.name}-{i:06d}", text, config.agent_voice, 1.0) for i, text in enumerate(texts)]
+
+
+def trim_bounds(audio: np.ndarray, rate_hz: int, floor_db: float = -42.0) -> tuple[int, int]:
+    """First and last audible sample: 10 ms blocks within `floor_db` of the loudest block. (0, 0) when silent."""
+    hop = rate_hz // 100
+    blocks = np.sqrt((audio[: len(audio) // hop * hop].reshape(-1, hop) ** 2).mean(1) + 1e-12)
+    loud = np.flatnonzero(blocks > max(blocks.max(initial=0.0) * 10 ** (floor_db / 20), 1e-4))
+    return (int(loud[0]) * hop, int(loud[-1] + 1) * hop) if len(loud) else (0, 0)
+
+
+def _speak(task: Task, speech: Speech, rate_hz: int):
+    """Trim, resample and wrap one sentence as a Lhotse cut; None when nothing is audible."""
+    import io
+
+    import soundfile
+    import soxr
+    from lhotse import MonoCut, Recording, SupervisionSegment
+    from lhotse.supervision import AlignmentItem
+
+    start, end = trim_bounds(speech.audio, speech.sample_rate_hz)
+    if end - start < speech.sample_rate_hz // 10:
+        return None
+    audio = soxr.resample(speech.audio[start:end], speech.sample_rate_hz, rate_hz)
+    audio = np.clip(audio, -0.999, 0.999)
+    offset, duration = start / speech.sample_rate_hz, len(audio) / rate_hz
+    words = []
+    for w in speech.words:
+        begin = min(max(w.start_s - offset, 0.0), duration - 0.01)
+        words.append(AlignmentItem(w.word, round(begin, 4), round(max(min(w.end_s - offset, duration) - begin, 0.01), 4)))
+    buffer = io.BytesIO()
+    soundfile.write(buffer, audio, rate_hz, format="WAV", subtype="PCM_16")
+    supervision = SupervisionSegment(
+        task.id, task.id, 0, duration, text=task.text, language="en", speaker=task.voice, alignment={"word": words} if words else None
+    )
+    custom = {"skill": task.skill, "answer": task.answer, "value": task.value, "sample_rate_hz": rate_hz}
+    return MonoCut(task.id, 0, duration, 0, [supervision], recording=Recording.from_bytes(buffer.getvalue(), task.id), custom=custom)
+
+
+def _build_shard(folder: Path, index: int, tasks: list[Task], rate_hz: int, engines: dict) -> None:
+    from lhotse.shar import SharWriter
+
+    work = folder / f".work-{index:06d}"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    with SharWriter(str(work), fields={"recording": "flac"}, shard_size=None, warn_unused_fields=False) as writer:
+        for task in tasks:
+            engine, _, voice = task.voice.partition(":")
+            if engine not in engines:
+                engines[engine] = load_engine(engine)
+            cut = _speak(task, engines[engine].synthesize(task.text, voice, task.speed), rate_hz)
+            if cut is not None:
+                writer.write(cut)
+    files = shard_files(folder, index)
+    os.replace(next(work.glob("cuts*")), files["cuts"])
+    os.replace(next(work.glob("recording*")), files["recording"])
+    shutil.rmtree(work)
+    mark_done(folder, index)
+
+
+def _work(folder: Path, tasks: list[Task], shards: list[int], rate_hz: int) -> None:
+    engines: dict = {}
+    for index in shards:
+        _build_shard(folder, index, tasks[index * SHARD_SIZE : (index + 1) * SHARD_SIZE], rate_hz, engines)
+        print(f"{folder.name}: shard {index} done ({len(done_shards(folder))} of {-(-len(tasks) // SHARD_SIZE)})", flush=True)
+
+
+def build_part(part: PartConfig, config: SynthConfig, num_workers: int) -> None:
+    """Build what is missing of one part.
+
+    Raises:
+        UserError: the folder holds another plan.
+    """
+    tasks = plan_part(part, config)
+    folder = Path(config.bank) / part.name
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256("".join(json.dumps(asdict(t)) for t in tasks).encode()).hexdigest()
+    num_shards = -(-len(tasks) // SHARD_SIZE)
+    plan = folder / "plan.json"
+    if plan.exists() and json.loads(plan.read_text())["digest"] != digest:
+        raise UserError(f"{folder} was begun with another plan; delete it or give the part another name")
+    plan.write_text(json.dumps({"digest": digest, "num_shards": num_shards, "num_sentences": len(tasks), "part": asdict(part)}))
+    missing = sorted(set(range(num_shards)) - set(done_shards(folder)))
+    rate_hz = AGENT_HZ if part.role == "agent" else USER_HZ
+    if num_workers <= 1:
+        _work(folder, tasks, missing, rate_hz)
+        return
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_work, args=(folder, tasks, missing[i::num_workers], rate_hz)) for i in range(num_workers)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if any(worker.exitcode for worker in workers):
+        raise UserError(f"a worker failed while building {folder}; see its message above, then run the same command again")
+
+
+def encode_part(folder: Path, codec_dir: str) -> None:
+    """Add the codec's codes to every shard of an agent part, beside the audio."""
+    import torch
+    from lhotse.array import Array, TemporalArray
+    from lhotse.shar import ArrayTarWriter
+
+    from codec.checkpoint import load_codec
+
+    codec = load_codec(codec_dir)
+    meta = check_part(folder)
+    digest = f"{zlib.crc32(b''.join(p.detach().numpy().tobytes() for p in codec.encoder_parameters())):08x}"
+    stamp = folder / "codes.json"
+    if stamp.exists() and json.loads(stamp.read_text())["encoder"] == digest:
+        return
+    for index in range(meta["num_shards"]):
+        files = shard_files(folder, index)
+        utterances = list(_one_shard(folder, index))
+        order = sorted(range(len(utterances)), key=lambda i: utterances[i].num_samples)
+        codes: dict[int, np.ndarray] = {}
+        for batch in (order[i : i + 16] for i in range(0, len(order), 16)):
+            frames = [-(-utterances[i].num_samples // codec.config.frame_samples) + 1 for i in batch]
+            audio = np.zeros((len(batch), max(frames) * codec.config.frame_samples), np.float32)
+            for row, i in enumerate(batch):
+                audio[row, : utterances[i].num_samples] = utterances[i].audio / 32767.0
+            with torch.inference_mode():
+                result = codec.encode(torch.from_numpy(audio)).numpy()  # [B, T, K]
+            for row, i in enumerate(batch):
+                codes[i] = result[row, : frames[row]].astype(np.int16)
+        work = folder / f".codes-{index:06d}"
+        work.mkdir(exist_ok=True)
+        with ArrayTarWriter(str(work / "codes.tar"), shard_size=None, compression="numpy") as writer:
+            for i, u in enumerate(utterances):
+                array = Array("memory_raw", "", "", list(codes[i].shape))
+                writer.write(u.id, codes[i], TemporalArray(array, 0, 0.08, 0.0))
+        os.replace(next(work.glob("codes*")), files["codes"])
+        shutil.rmtree(work)
+        mark_done(folder, index)
+    stamp.write_text(json.dumps({"encoder": digest}))
+
+
+def _one_shard(folder: Path, index: int):
+    from train.bank import _read_shard
+
+    return _read_shard(shard_files(folder, index), ("recording",))
+
+
+__all__ = ["PartConfig", "SynthConfig", "Task", "build_part", "encode_part", "plan_part", "read_part", "trim_bounds"]

@@ -1,0 +1,189 @@
+"""What people ask and what the agent answers: the small world of `pocket`, as text.
+
+Skills and values are data (`skills.yaml`); phrasings and voices, with their split, are data too (`splits.yaml`).
+Every answer follows from the question, or from what was said before, so it can be scored exactly.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from duplex.errors import UserError
+
+SPLITS = ("train", "val", "test")
+_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+).split()
+_TENS = ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+
+# How often each skill is asked.
+SKILL_WEIGHTS = {
+    "plus": 0.10, "minus": 0.06, "times": 0.07, "repeat": 0.24, "capital": 0.13, "color": 0.05, "opposite": 0.06, "after": 0.05,
+    "animal": 0.03, "name_tell": 0.05, "name_ask": 0.02, "like_tell": 0.02, "like_ask": 0.02, "talk": 0.07, "long": 0.05,
+    "unknown": 0.04, "again": 0.02,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One user sentence and what the agent says to it.
+
+    `answer` is None when it depends on the conversation (`name_ask`, `like_ask`, `again`).
+    `value` is what a `_tell` sentence tells; for a `repeat` it is the words to repeat.
+    """
+
+    skill: str
+    question: str
+    answer: str | None
+    value: str = ""
+
+
+@functools.lru_cache(maxsize=1)
+def skills() -> dict[str, Any]:
+    """The contents of `skills.yaml`."""
+    return yaml.safe_load((importlib.resources.files("train") / "skills.yaml").read_text())
+
+
+@functools.lru_cache(maxsize=1)
+def splits() -> dict[str, Any]:
+    """The contents of `splits.yaml`."""
+    return yaml.safe_load((importlib.resources.files("train") / "splits.yaml").read_text())
+
+
+def voices(split: str) -> list[str]:
+    """Voice names `engine:voice` of a split, in order.
+
+    Raises:
+        UserError: the split does not exist.
+    """
+    if split not in SPLITS:
+        raise UserError(f"split {split!r} is unknown; use one of {', '.join(SPLITS)}")
+    return [f"{engine}:{v}" for group in splits()["voices"][split] for engine, names in group.items() for v in names]
+
+
+def phrasings(name: str, split: str) -> list[str]:
+    """Templates of one phrasing family in a split."""
+    return list(splits()["phrasings"][name][split])
+
+
+def fixed_questions(ask: list[str], split: str) -> list[str]:
+    """Split a list of fixed questions by position: last is test, last but one is val, the others train."""
+    return {"train": ask[:-2], "val": ask[-2:-1], "test": ask[-1:]}[split]
+
+
+def number_word(n: int) -> str:
+    """0..99 in words."""
+    return _ONES[n] if n < 20 else _TENS[n // 10] + (" " + _ONES[n % 10] if n % 10 else "")
+
+
+def sentence(text: str) -> str:
+    """Text with a capital first letter and a full stop, as the agent's text channel writes it."""
+    text = text[:1].upper() + text[1:]
+    return text if text[-1] in ".!?" else text + "."
+
+
+def memory_answer(skill: str, value: str | None) -> str:
+    """The answer to `name_ask` or `like_ask`, given what was told before (None: nothing)."""
+    kind = skills()[skill.split("_")[0]]
+    return kind["ask"].format(x=value) if value else kind["unknown"]
+
+
+def draw(rng: random.Random, split: str, skill: str | None = None, phrases: list[str] | None = None) -> Exchange:
+    """Draw one exchange.
+
+    Args:
+        rng: Source of every choice.
+        split: Phrasings are those of this split.
+        skill: A key of SKILL_WEIGHTS; None draws one by weight.
+        phrases: Short sentences which `repeat` may use besides random words.
+    """
+    name = skill or rng.choices(list(SKILL_WEIGHTS), list(SKILL_WEIGHTS.values()))[0]
+    question, answer, value = _DRAW.get(name, _draw_fact)(rng, split, name, phrases or [])
+    if split == "train":
+        question = _dress(rng, question, name)
+    return Exchange(name, question, answer, value)
+
+
+def _dress(rng: random.Random, question: str, name: str) -> str:
+    """Add a spoken prefix or suffix; nothing may follow words to repeat or a name."""
+    suffix = "" if name in ("repeat", "name_tell", "like_tell", "again") else rng.choice(skills()["suffixes"])
+    return " ".join(part for part in (rng.choice(skills()["prefixes"]), question, suffix) if part)
+
+
+def _draw_sum(rng, split, name, phrases):
+    template = rng.choice(phrasings(name, split))
+    if name == "plus":
+        a, b = rng.randint(1, 12), rng.randint(1, 12)
+        result, word = a + b, "plus"
+    elif name == "minus":
+        a = rng.randint(2, 12)
+        b = rng.randint(1, a - 1)
+        result, word = a - b, "minus"
+    else:
+        a, b = rng.randint(2, 9), rng.randint(2, 9)
+        result, word = a * b, "times"
+    a_word, b_word = number_word(a), number_word(b)
+    answer = sentence(f"{a_word} {word} {b_word} is {number_word(result)}")
+    return template.format(a=a_word, b=b_word), answer, number_word(result)
+
+
+def _draw_repeat(rng, split, name, phrases):
+    template = rng.choice(phrasings(name, split))
+    if phrases and rng.random() < 0.3:
+        words = rng.choice(phrases)
+    else:
+        words = ", ".join(rng.sample(skills()["repeat_words"], rng.choice([1, 2, 3, 3, 3, 4])))
+    return template.format(w=words), sentence(words), words
+
+
+def _draw_fact(rng, split, name, phrases):
+    fact = skills()[name]
+    x = rng.choice(list(fact["values"]))
+    y = fact["values"][x]
+    answer = fact["answer"].format(x=x, X=x[:1].upper() + x[1:], y=y)
+    return rng.choice(phrasings(name, split)).format(x=x), answer, y
+
+
+def _draw_tell(rng, split, name, phrases):
+    kind = skills()[name.split("_")[0]]
+    x = rng.choice(kind["values"])
+    return rng.choice(phrasings(name, split)).format(x=x), kind["tell"].format(x=x), x
+
+
+def _draw_ask(rng, split, name, phrases):
+    return rng.choice(phrasings(name, split)), None, ""
+
+
+def _draw_fixed(rng, split, name, phrases):
+    intent = rng.choice(list(skills()[name]))
+    entry = skills()[name][intent]
+    return rng.choice(fixed_questions(entry["ask"], split)), entry["answer"], intent
+
+
+def _draw_unknown(rng, split, name, phrases):
+    unknown = skills()["unknown"]
+    step = {"train": lambda i: i % 8 < 6, "val": lambda i: i % 8 == 6, "test": lambda i: i % 8 == 7}[split]
+    template = rng.choice([t for i, t in enumerate(unknown["ask"]) if step(i)])
+    return template.format(**{k: rng.choice(unknown[k]) for k in "tpc"}), unknown["answer"], ""
+
+
+def _draw_again(rng, split, name, phrases):
+    return rng.choice(fixed_questions(skills()["control"]["again"], split)), None, ""
+
+
+_DRAW = {
+    "plus": _draw_sum, "minus": _draw_sum, "times": _draw_sum, "repeat": _draw_repeat, "name_tell": _draw_tell, "like_tell": _draw_tell,
+    "name_ask": _draw_ask, "like_ask": _draw_ask, "talk": _draw_fixed, "long": _draw_fixed, "unknown": _draw_unknown, "again": _draw_again,
+}  # fmt: skip
+
+
+def memory_answers() -> list[str]:
+    """Every answer that `memory_answer` can give."""
+    kinds = (("name_ask", skills()["name"]["values"]), ("like_ask", skills()["like"]["values"]))
+    return [memory_answer(skill, value) for skill, values in kinds for value in (*values, None)]
