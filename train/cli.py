@@ -7,6 +7,7 @@ import sys
 import torch
 from lightning.pytorch.cli import LightningCLI
 
+from duplex.cli import run
 from duplex.errors import UserError
 
 
@@ -25,4 +26,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main, sys.argv[1:]))

@@ -1,0 +1,45 @@
+# `make talk` and `make test` set up .venv themselves: Python 3.11 to 3.13 and a C compiler are all they need.
+#   make talk SAMPLE=my-question.wav OUT=my-answer.wav
+#   make talk PYTHON=python3.12
+
+PYTHON ?= python3
+# One exact torch, installed before anything that depends on it, so that every machine runs the same release.
+# Without a GPU, PyTorch's own CPU wheel index in PIP_EXTRA_INDEX_URL makes the download smaller.
+TORCH ?= 2.13.0
+SAMPLE ?= serve/samples/question-1.wav
+OUT ?= answer.wav
+
+VENV := .venv
+BIN := $(VENV)/bin
+BASE := $(VENV)/.base-torch-$(TORCH)
+FULL := $(VENV)/.full-torch-$(TORCH)
+
+.PHONY: talk test lint venv
+.DELETE_ON_ERROR:
+
+talk: $(BASE)
+	$(BIN)/duplex talk $(SAMPLE) --out $(OUT)
+
+# Torch chooses its own number of threads here.
+test: $(FULL)
+	env -u OMP_NUM_THREADS $(BIN)/python -m pytest
+
+lint: $(FULL)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+venv: $(FULL)
+
+$(BASE): pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version_info; (3, 11) <= v < (3, 14) or sys.exit(f"error: Python {v[0]}.{v[1]} is not 3.11 to 3.13; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install torch==$(TORCH)
+	$(BIN)/python -m pip install -e .
+	touch $@
+
+# Tests of the speech engines skip where the `synth` extra is not installed.
+$(FULL): $(BASE)
+	$(BIN)/python -m pip install -e '.[train,eval,dev]'
+	$(BIN)/python -m serve.doctor --mend
+	touch $@

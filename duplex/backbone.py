@@ -1,0 +1,87 @@
+"""The decoder: Llama architecture (RMSNorm, rotary grouped-query attention, SwiGLU), over vectors rather than tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from duplex.attention import Attention, RingState
+from duplex.config import BackboneConfig
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, width: int, ff_width: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(width, ff_width, bias=False)
+        self.up_proj = nn.Linear(width, ff_width, bias=False)
+        self.down_proj = nn.Linear(ff_width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm attention and feed-forward; module names are those of Hugging Face's Llama."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.width, eps=1e-5)
+        self.self_attn = Attention(
+            config.width, config.num_heads, config.num_kv_heads, config.rope_theta, config.sink_frames, config.window_frames
+        )
+        self.post_attention_layernorm = nn.RMSNorm(config.width, eps=1e-5)
+        self.mlp = SwiGLU(config.width, config.ff_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D], positions from 0."""
+        x = x + self.self_attn(self.input_layernorm(x))
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+    def step(self, x: Tensor, state: RingState) -> Tensor:
+        """[B, T, D] -> [B, T, D], going on from `state`."""
+        x = x + self.self_attn.step(self.input_layernorm(x), state)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+@dataclass
+class BackboneState:
+    """Ring caches of all layers."""
+
+    layers: list[RingState]
+
+    def reset(self, rows: Tensor) -> None:
+        """Start rows afresh; `rows` is a boolean mask [B]."""
+        for layer in self.layers:
+            layer.reset(rows)
+
+
+class Backbone(nn.Module):
+    """A stack of decoder layers and a final norm."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
+        self.norm = nn.RMSNorm(config.width, eps=1e-5)
+        for layer in self.layers:
+            for out in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                out.weight.data.mul_((2 * config.num_layers) ** -0.5)
+
+    def init_state(self, batch: int) -> BackboneState:
+        """Empty caches."""
+        return BackboneState([layer.self_attn.init_state(batch) for layer in self.layers])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D], positions from 0."""
+        for layer in self.layers:
+            x = layer(x)
+        return self.norm(x)
+
+    def step(self, x: Tensor, state: BackboneState) -> Tensor:
+        """[B, T, D] -> [B, T, D], going on from `state`."""
+        for layer, ring in zip(self.layers, state.layers, strict=True):
+            x = layer.step(x, ring)
+        return self.norm(x)

@@ -1,0 +1,116 @@
+"""Checkpoints: a folder with `config.yaml`, `model.safetensors`, `tokenizer.json` and `codec/`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from codec.checkpoint import CheckpointError, load_codec, load_weights, save_codec
+from codec.model import Codec
+from duplex.clock import FrameClock
+from duplex.config import BackboneConfig, EncoderConfig, ModelConfig
+from duplex.model import DuplexModel
+from duplex.vocab import Vocab
+
+FORMAT = "duplex-model-1"
+PACKAGED = ("pocket",)
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A model with all it needs to converse: vocabulary, codec and clock."""
+
+    name: str
+    model: DuplexModel
+    vocab: Vocab
+    codec: Codec
+    clock: FrameClock
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.model.silence_codes.device
+
+
+def save_speaker(model: DuplexModel, vocab: Vocab, codec: Codec, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
+    """Write a checkpoint; weights are stored as `dtype`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors.part")
+    os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
+    vocab.save(folder / "tokenizer.json")
+    save_codec(codec, folder / "codec", dtype)
+    config = {"format": FORMAT, **_plain(dataclasses.asdict(model.config))}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def load_speaker(name_or_folder: str, device: str = "cpu") -> Speaker:
+    """Read a checkpoint, in float32, ready for inference.
+
+    Args:
+        name_or_folder: The name of a packaged checkpoint (`pocket`), or a folder.
+        device: Where to put it.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, a key is unknown, or a shape differs.
+    """
+    folder = _find(name_or_folder)
+    for name in ("config.yaml", "model.safetensors", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} is not a checkpoint: it has no {name}; give {PACKAGED[0]!r} or a folder that `duplex export` wrote")
+    config = _read_config(folder / "config.yaml")
+    codec = load_codec(folder / "codec")
+    try:
+        vocab = Vocab.load(folder / "tokenizer.json")
+    except Exception as error:  # tokenizers raises bare Exception
+        raise CheckpointError(f"{folder / 'tokenizer.json'} is damaged ({error}); export or download the checkpoint again") from error
+    if vocab.size != config.vocab_size or codec.config.levels != config.levels:
+        raise CheckpointError(f"{folder} does not fit together: config.yaml, tokenizer.json and codec/ differ in vocabulary or levels; export it again")
+    model = DuplexModel(config)
+    load_weights(model, folder / "model.safetensors")
+    clock = FrameClock(output_hz=codec.config.sample_rate_hz)
+    return Speaker(Path(name_or_folder).name, model.eval().to(device), vocab, codec.eval().to(device), clock)
+
+
+def _find(name_or_folder: str) -> Path:
+    if name_or_folder in PACKAGED:
+        return Path(__file__).parent / "weights" / name_or_folder
+    folder = Path(name_or_folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no checkpoint {name_or_folder!r}: give {' or '.join(PACKAGED)} or the path of an existing folder")
+    return folder
+
+
+def _read_config(path: Path) -> ModelConfig:
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is damaged: it is not YAML; export the checkpoint again") from error
+    if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+        raise CheckpointError(f"{path} is not of format {FORMAT}; export the checkpoint again with this version")
+    nested = {"encoder": EncoderConfig, "backbone": BackboneConfig}
+    parts = {key: _build(path, cls, data.pop(key, {}), key + ".") for key, cls in nested.items()}
+    return _build(path, ModelConfig, {**data, **parts}, "")
+
+
+def _build(path: Path, cls: type, data: object, prefix: str):
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} has {prefix.rstrip('.') or 'a list'} where a mapping belongs; export the checkpoint again")
+    known = {f.name for f in dataclasses.fields(cls)}
+    unknown = sorted(set(data) - known)
+    if unknown:
+        raise CheckpointError(f"{path} has the unknown key {prefix + unknown[0]!r}; known keys are {', '.join(sorted(known))}")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return list(value) if isinstance(value, tuple) else value

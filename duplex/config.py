@@ -1,0 +1,80 @@
+"""Shapes of the model. Presets are values of these; a checkpoint's `config.yaml` holds one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Causal FastConformer over log-mel frames.
+
+    Attributes:
+        num_mels: Mel bands.
+        subsample_width, subsample_blocks: Causal convolution blocks at 25 Hz.
+        width, num_layers, num_heads, ff_mult, conv_kernel: Conformer layers at 12.5 Hz.
+        window_frames: How many frames a layer attends back.
+        ctc_per_frame: Characters the auxiliary CTC head may write a frame.
+    """
+
+    num_mels: int = 80
+    subsample_width: int = 256
+    subsample_blocks: int = 4
+    width: int = 256
+    num_layers: int = 5
+    num_heads: int = 4
+    ff_mult: int = 2
+    conv_kernel: int = 5
+    window_frames: int = 40
+    ctc_per_frame: int = 2
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Llama-architecture decoder.
+
+    Attributes:
+        width, num_layers, num_heads, num_kv_heads, ff_width: As in Llama.
+        rope_theta: Base of the rotary embedding.
+        sink_frames: First frames that are always attended to.
+        window_frames: How many further frames are attended to, the newest included.
+    """
+
+    width: int = 320
+    num_layers: int = 7
+    num_heads: int = 5
+    num_kv_heads: int = 5
+    ff_width: int = 896
+    rope_theta: float = 10000.0
+    sink_frames: int = 4
+    window_frames: int = 200
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The whole model.
+
+    Attributes:
+        encoder, backbone: Their shapes.
+        vocab_size: V, text tokens.
+        num_codebooks, levels: K and the FSQ levels of the codec it speaks through.
+        code_table: Add a free embedding per code to the sum of its levels' embeddings.
+        char_embedding: Add the embeddings of a token's characters to its own.
+        user_weight: Starting value of the learned weight of the user channel.
+        silence_codes: The codec's own silence, K codes; the code channel before the first frame.
+    """
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    vocab_size: int = 1000
+    num_codebooks: int = 4
+    levels: tuple[int, ...] = (8, 6, 5, 5)
+    code_table: bool = True
+    char_embedding: bool = True
+    user_weight: float = 1.0
+    silence_codes: tuple[int, ...] = (0, 0, 0, 0)
+
+    @property
+    def num_levels(self) -> int:
+        """Level logits a codebook: the sum of `levels`."""
+        return sum(self.levels)

@@ -1,0 +1,145 @@
+"""The full-duplex model: one frame of the user in, one text token and K codec tokens out (arXiv 2505.15670, section 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from duplex.backbone import Backbone, BackboneState
+from duplex.channels import Fusion, Heads
+from duplex.config import ModelConfig
+from duplex.encoder import CausalFastConformer, EncoderState
+from duplex.sampling import Sampling, sample_codes, sample_text
+from duplex.vocab import Vocab
+
+
+@dataclass
+class ModelState:
+    """Everything a row remembers between frames."""
+
+    encoder: EncoderState
+    backbone: BackboneState
+    text: Tensor  # [B] token of this frame, predicted by the last
+    codes: Tensor  # [B, K] codes of the last frame
+    silence: Tensor  # [K]
+
+    def reset(self, rows: Tensor) -> None:
+        """Start rows afresh; `rows` is a boolean mask [B]. Other rows keep every bit."""
+        self.encoder.reset(rows)
+        self.backbone.reset(rows)
+        self.text.masked_fill_(rows, Vocab.sil)
+        self.codes.copy_(torch.where(rows[:, None], self.silence, self.codes))
+
+
+@dataclass(frozen=True)
+class Logits:
+    """What the heads say of T frames."""
+
+    text: Tensor  # [B, T, V], of text_{t+1}
+    levels: Tensor  # [B, T, K, sum(levels)], of codes_t
+
+
+@dataclass(frozen=True)
+class TrainOutput:
+    """A teacher-forced pass."""
+
+    logits: Logits
+    encoded: Tensor | None  # [B, T, D_enc], None without a user channel
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """One frame of every row."""
+
+    text: Tensor  # [B] text_{t+1}
+    codes: Tensor  # [B, K] codes_t
+    logits: Logits
+
+
+class Adapter(nn.Module):
+    """Encoder width to backbone width, frame by frame."""
+
+    def __init__(self, width: int, out_width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.proj = nn.Linear(width, out_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D_enc] -> [B, T, D]."""
+        return self.proj(self.norm(x))
+
+
+class DuplexModel(nn.Module):
+    """Encoder, adapter, fusion, backbone and heads. Holds no session: N sessions are N rows of a `ModelState`."""
+
+    silence_codes: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = CausalFastConformer(config.encoder)
+        self.adapter = Adapter(config.encoder.width, config.backbone.width)
+        self.fusion = Fusion(config)
+        self.backbone = Backbone(config.backbone)
+        self.heads = Heads(config)
+        self.register_buffer("silence_codes", torch.tensor(config.silence_codes), persistent=False)
+
+    @property
+    def look_ahead_frames(self) -> int:
+        """Frames of the user that must be heard before a frame of the agent can be said."""
+        return self.encoder.look_ahead_frames
+
+    def init_state(self, batch: int) -> ModelState:
+        """Fresh rows."""
+        device = self.silence_codes.device
+        return ModelState(
+            self.encoder.init_state(batch),
+            self.backbone.init_state(batch),
+            torch.full((batch,), Vocab.sil, dtype=torch.long, device=device),
+            self.silence_codes.repeat(batch, 1),
+            self.silence_codes,
+        )
+
+    def forward(self, text: Tensor, codes: Tensor, audio: Tensor | None = None, features: Tensor | None = None) -> TrainOutput:
+        """Teacher-forced pass over T frames.
+
+        Args:
+            text: [B, T] tokens the model reads: text_t at frame t.
+            codes: [B, T, K] codes the model reads: codes_{t-1} at frame t; -1 is unknown.
+            audio: [B, T * 1280] the user, or
+            features: [B, T * 8, num_mels] their normalized log-mel; neither: no user channel.
+        """
+        encoded = None
+        if audio is not None:
+            encoded = self.encoder(audio)
+        elif features is not None:
+            encoded = self.encoder.encode_features(features)
+        user = None if encoded is None else self.adapter(encoded)
+        hidden = self.backbone(self.fusion(user, text, codes))
+        return TrainOutput(Logits(self.heads.text_logits(hidden), self.heads.level_logits(hidden)), encoded)
+
+    @torch.inference_mode()
+    def step(
+        self,
+        audio: Tensor,
+        state: ModelState,
+        sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+        generator: torch.Generator | None = None,
+        forced_text: Tensor | None = None,
+        forced_codes: Tensor | None = None,
+    ) -> StepOutput:
+        """One frame: audio [B, 1280]. Forced tokens ([B], [B, K]) replace the sampled ones."""
+        user = self.adapter(self.encoder.step(audio, state.encoder))
+        x = self.fusion(user, state.text[:, None], state.codes[:, None])
+        hidden = self.backbone.step(x, state.backbone)
+        logits = Logits(self.heads.text_logits(hidden), self.heads.level_logits(hidden))
+        text = sample_text(logits.text[:, 0].float(), sampling, generator) if forced_text is None else forced_text
+        if forced_codes is None:
+            codes = sample_codes(logits.levels[:, 0].float(), self.config.levels, sampling, generator)
+        else:
+            codes = forced_codes
+        state.text.copy_(text)
+        state.codes.copy_(codes)
+        return StepOutput(text, codes, logits)

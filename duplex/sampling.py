@@ -1,0 +1,64 @@
+"""From logits to tokens: greedy by default, else temperature and top-p from an explicit generator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from duplex.channels import digits_to_codes
+from duplex.vocab import Vocab
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen.
+
+    Attributes:
+        text_temperature, text_top_p: 0 is greedy.
+        code_temperature: 0 takes the likeliest level of every FSQ dimension.
+        code_mean: With temperature 0, take the rounded mean level instead.
+        eagerness: Added to the logit of BOS. 0 is what was trained.
+        yielding: Added to the logit of EOS. 0 is what was trained.
+    """
+
+    text_temperature: float = 0.0
+    text_top_p: float = 1.0
+    code_temperature: float = 0.0
+    code_mean: bool = False
+    eagerness: float = 0.0
+    yielding: float = 0.0
+
+
+def sample_text(logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
+    """[B, V] -> [B]."""
+    if sampling.eagerness or sampling.yielding:
+        logits = logits.clone()
+        logits[:, Vocab.bos] += sampling.eagerness
+        logits[:, Vocab.eos] += sampling.yielding
+    if sampling.text_temperature == 0:
+        return logits.argmax(-1)
+    probs = (logits / sampling.text_temperature).softmax(-1)
+    if sampling.text_top_p < 1:
+        ordered, order = probs.sort(-1, descending=True)
+        ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered > sampling.text_top_p, 0.0)
+        probs = torch.zeros_like(probs).scatter(-1, order, ordered)
+    return torch.multinomial(probs, 1, generator=generator)[:, 0]
+
+
+def sample_codes(
+    logits: Tensor, levels: tuple[int, ...], sampling: Sampling, generator: torch.Generator | None = None
+) -> Tensor:
+    """Level logits [B, K, sum(levels)] -> codes [B, K]."""
+    digits = []
+    for part in logits.split(list(levels), -1):
+        if sampling.code_temperature > 0:
+            probs = (part / sampling.code_temperature).softmax(-1)
+            digit = torch.multinomial(probs.flatten(0, 1), 1, generator=generator).view(part.shape[:-1])
+        elif sampling.code_mean:
+            digit = (part.softmax(-1) * torch.arange(part.shape[-1], device=part.device)).sum(-1).round().long()
+        else:
+            digit = part.argmax(-1)
+        digits.append(digit)
+    return digits_to_codes(torch.stack(digits, -1), levels)

@@ -1,0 +1,99 @@
+"""Text tokens. Every special id lives here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+
+SPECIALS = ("<sil>", "<bos>", "<eos>")
+_SPACE = "▁"
+_CHARS = _SPACE + "abcdefghijklmnopqrstuvwxyz'.,!?"
+MAX_CHARS = 12
+
+
+class Vocab:
+    """Sub-word tokens of the agent's text channel.
+
+    Ids: `sil` while the agent has nothing to write, `bos` where its turn begins, `eos` where its speech ends.
+    """
+
+    sil, bos, eos = 0, 1, 2
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        assert [tokenizer.token_to_id(s) for s in SPECIALS] == [0, 1, 2], "the tokenizer's first ids must be <sil>, <bos>, <eos>"
+
+    @classmethod
+    def train(cls, texts: Iterable[str], size: int) -> Vocab:
+        """Learn byte-pair merges from agent texts."""
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        tokenizer.decoder = decoders.Metaspace()
+        alphabet = sorted(set(_CHARS + _CHARS.upper()))
+        trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=list(SPECIALS), initial_alphabet=alphabet, show_progress=False)
+        tokenizer.train_from_iterator(texts, trainer)
+        return cls(tokenizer)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Vocab:
+        """Read a `tokenizer.json`."""
+        return cls(Tokenizer.from_file(str(path)))
+
+    def save(self, path: str | Path) -> None:
+        """Write a `tokenizer.json`."""
+        self.tokenizer.save(str(path))
+
+    @property
+    def size(self) -> int:
+        """V, number of ids."""
+        return self.tokenizer.get_vocab_size()
+
+    def encode_words(self, text: str) -> list[list[int]]:
+        """Token ids of every word of `text`."""
+        return [self.tokenizer.encode(word, add_special_tokens=False).ids for word in text.split()]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids; special ids are left out."""
+        return self.tokenizer.decode([i for i in ids if i > self.eos]).strip()
+
+    def piece(self, token: int) -> str:
+        """Text of one id with its leading space; special ids give an empty string."""
+        return "" if token <= self.eos else (self.tokenizer.id_to_token(token) or "").replace(_SPACE, " ")
+
+    def char_ids(self) -> Tensor:
+        """[V, MAX_CHARS] spelling of every token, 0 where there is no character; letters are counted without case."""
+        table = torch.zeros(self.size, MAX_CHARS, dtype=torch.long)
+        for token in range(self.eos + 1, self.size):
+            for i, char in enumerate(self.tokenizer.id_to_token(token).lower()[:MAX_CHARS]):
+                table[token, i] = _CHARS.find(char) + 1
+        return table
+
+    @staticmethod
+    def num_chars() -> int:
+        """Distinct character ids, the empty one included."""
+        return len(_CHARS) + 1
+
+
+# Characters of the encoder's auxiliary CTC head; 0 is the blank.
+CTC_CHARS = " abcdefghijklmnopqrstuvwxyz'"
+CTC_SIZE = len(CTC_CHARS) + 1
+
+
+def ctc_encode(text: str) -> list[int]:
+    """Characters of a transcript as CTC ids; others than letters, spaces and apostrophes are dropped."""
+    cleaned = " ".join("".join(c for c in text.lower() if c in CTC_CHARS).split())
+    return [CTC_CHARS.index(c) + 1 for c in cleaned]
+
+
+def ctc_decode(ids: Iterable[int]) -> str:
+    """Greedy CTC output to text: repeats merged, blanks dropped."""
+    text, last = "", 0
+    for i in ids:
+        if i != last and i:
+            text += CTC_CHARS[i - 1]
+        last = i
+    return " ".join(text.split())

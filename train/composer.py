@@ -1,0 +1,188 @@
+"""Composes conversations: pure functions from utterances and a generator to a `Timeline`, and from that to the user's audio.
+
+    user    [ what is  ...pause...  two plus two ]            [ stop, what is ... ]
+    agent                                        gap [ two plus two is fo          gap [ ...
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.random import Generator
+
+from train import world
+from train.augment import AugmentConfig, augment_channel, augment_utterance
+from train.bank import USER_HZ, Utterance, Word
+from train.timeline import USER_FRAME_SAMPLES, AgentTurn, Timeline, UserTurn
+
+_COMMON = frozenset("the a of is are what after capital opposite your name color nice to meet you i will remember that like says plus minus times and".split())
+
+
+@dataclass(frozen=True)
+class ComposerConfig:
+    """Probabilities and ranges of a conversation.
+
+    Attributes:
+        num_frames: Length of a timeline.
+        gap_frames: Response gap, user's end to the agent's first code, frames, ends included.
+        pause_probability, pause_s: A pause inside a user's turn, where the sentence is unfinished.
+        interruption_probability, long_interruption_probability: The user comes in during an answer; the latter for long answers.
+        stop_frames: How long the agent goes on after an interruption begins, ends included.
+        silence_frames: Between the agent's end and the user's next turn, ends included.
+        recall_probability: After something was told, that the next question asks for it.
+    """
+
+    num_frames: int = 300
+    gap_frames: tuple[int, int] = (4, 5)
+    pause_probability: float = 0.25
+    pause_s: tuple[float, float] = (0.3, 1.5)
+    interruption_probability: float = 0.25
+    long_interruption_probability: float = 0.7
+    stop_frames: tuple[int, int] = (2, 4)
+    silence_frames: tuple[int, int] = (4, 24)
+    recall_probability: float = 0.5
+
+
+class Cast:
+    """Utterances to compose from, by skill, and answers by text."""
+
+    def __init__(self, questions: list[Utterance], answers: dict[str, Utterance]) -> None:
+        self.answers = answers
+        usable = [q for q in questions if q.skill in ("name_ask", "like_ask", "again") or q.answer in answers]
+        self.by_skill: dict[str, list[Utterance]] = {}
+        for question in usable:
+            self.by_skill.setdefault(question.skill, []).append(question)
+        self.skills = [s for s in world.SKILL_WEIGHTS if s in self.by_skill]
+        weights = np.array([world.SKILL_WEIGHTS[s] for s in self.skills])
+        self.weights = weights / weights.sum()
+
+    def draw(self, rng: Generator, skill: str | None = None) -> Utterance:
+        """A question, of a skill drawn by weight unless given."""
+        pool = self.by_skill[skill or self.skills[int(rng.choice(len(self.skills), p=self.weights))]]
+        return pool[int(rng.integers(len(pool)))]
+
+
+def unfinished_splits(utterance: Utterance) -> list[int]:
+    """Word indices before which the sentence is plainly unfinished, so that only meaning tells that the speaker will go on.
+
+    A split stands before the last word that the answer takes up (`what is two plus | two`), and before the first of the words
+    to repeat. Sentences without such words, or without word times, have none.
+    """
+    words = [_bare(w.text) for w in utterance.words]
+    answer = {_bare(w) for w in (utterance.answer or "").split()} - _COMMON
+    taken = [i for i, w in enumerate(words) if w in answer]
+    if not taken or utterance.skill in ("talk", "again", "unknown"):
+        return []
+    last = taken[-1]
+    if utterance.skill == "repeat":
+        count = len(utterance.value.split())
+        last = len(words) - count
+    return [i for i in range(max(last - 2, 1), last + 1) if i > 0]
+
+
+def _bare(word: str) -> str:
+    return word.lower().strip(",.!?")
+
+
+def insert_pause(utterance: Utterance, before_word: int, length: int) -> tuple[Utterance, tuple[int, int]]:
+    """Put `length` silent samples before a word. Returns the longer utterance and the pause, in samples from its start."""
+    at = utterance.words[before_word].start_sample
+    audio = np.concatenate([utterance.audio[:at], np.zeros(length, utterance.audio.dtype), utterance.audio[at:]])
+    words = tuple(
+        w if i < before_word else Word(w.text, w.start_sample + length, w.end_sample + length) for i, w in enumerate(utterance.words)
+    )
+    return replace(utterance, audio=audio, words=words), (at, at + length)
+
+
+def answer_to(question: Utterance, told: dict[str, str], last_answer: str | None) -> str | None:
+    """The agent's answer, given what was told (`name`, `like`) and its last complete answer."""
+    if question.skill in ("name_ask", "like_ask"):
+        return world.memory_answer(question.skill, told.get(question.skill.split("_")[0]))
+    if question.skill == "again":
+        return last_answer
+    return question.answer
+
+
+def compose(cast: Cast, config: ComposerConfig, augment: AugmentConfig, rng: Generator) -> Timeline:
+    """One conversation. Utterances' audio becomes float32, with the speaker's changes applied."""
+    users: list[UserTurn] = []
+    agents: list[AgentTurn] = []
+    told: dict[str, str] = {}
+    last_answer: str | None = None
+    start = int(rng.integers(2 * USER_FRAME_SAMPLES, 14 * USER_FRAME_SAMPLES))
+    kind = "question"
+    while True:
+        question = _next_question(cast, told, last_answer, kind, config, rng)
+        answer = cast.answers.get(answer_to(question, told, last_answer) or "")
+        if answer is None:
+            continue
+        turn = _user_turn(question, start, kind, config, augment, rng)
+        begin = turn.end_frame + int(rng.integers(config.gap_frames[0], config.gap_frames[1] + 1))
+        if begin + 6 > config.num_frames:
+            break
+        if question.skill in ("name_tell", "like_tell"):
+            told[question.skill.split("_")[0]] = question.value
+        users.append(turn)
+        assert answer.codes is not None
+        end = begin + len(answer.codes)
+        onset = _interruption(question, begin, len(answer.codes), config, rng)
+        if onset is not None:
+            stop = onset // USER_FRAME_SAMPLES + int(rng.integers(config.stop_frames[0], config.stop_frames[1] + 1))
+            agents.append(AgentTurn(answer, begin, min(stop, end), len(users) - 1))
+            start, kind, last_answer = onset, "interruption", None
+        else:
+            agents.append(AgentTurn(answer, begin, end, len(users) - 1))
+            pause = int(rng.integers(config.silence_frames[0] * USER_FRAME_SAMPLES, config.silence_frames[1] * USER_FRAME_SAMPLES + 1))
+            start, kind, last_answer = end * USER_FRAME_SAMPLES + pause, "question", answer.text
+    if kind == "interruption" and agents:  # the interrupting turn did not fit: the answer goes on
+        agents[-1] = _uncut(agents[-1])
+    return Timeline(config.num_frames, tuple(users), tuple(agents))
+
+
+def _uncut(turn: AgentTurn) -> AgentTurn:
+    assert turn.utterance.codes is not None
+    return replace(turn, cut_frame=turn.start_frame + len(turn.utterance.codes))
+
+
+def _next_question(cast: Cast, told: dict[str, str], last_answer: str | None, kind: str, config: ComposerConfig, rng: Generator) -> Utterance:
+    if told and rng.random() < config.recall_probability:
+        skill = f"{list(told)[int(rng.integers(len(told)))]}_ask"
+        if skill in cast.by_skill:
+            return cast.draw(rng, skill)
+    question = cast.draw(rng)
+    while question.skill == "again" and last_answer is None:
+        question = cast.draw(rng)
+    return question
+
+
+def _user_turn(question: Utterance, start: int, kind: str, config: ComposerConfig, augment: AugmentConfig, rng: Generator) -> UserTurn:
+    pauses: tuple[tuple[int, int], ...] = ()
+    splits = unfinished_splits(question)
+    speech, factor = augment_utterance(question.audio / np.float32(32767.0), augment, rng)
+    words = tuple(Word(w.text, round(w.start_sample / factor), round(w.end_sample / factor)) for w in question.words)
+    changed = replace(question, audio=speech, words=words)
+    if splits and rng.random() < config.pause_probability:
+        length = int(rng.uniform(*config.pause_s) * USER_HZ)
+        changed, (a, b) = insert_pause(changed, splits[int(rng.integers(len(splits)))], length)
+        pauses = ((start + a, start + b),)
+    return UserTurn(changed, start, kind, pauses, question.answer)
+
+
+def _interruption(question: Utterance, begin: int, length: int, config: ComposerConfig, rng: Generator) -> int | None:
+    """Sample at which the user comes in during the answer, or None."""
+    chance = config.long_interruption_probability if length > 35 else config.interruption_probability
+    if length < 12 or rng.random() >= chance:
+        return None
+    return int((begin + rng.uniform(5, length - 3)) * USER_FRAME_SAMPLES)
+
+
+def render_user(timeline: Timeline, augment: AugmentConfig | None, rng: Generator) -> np.ndarray:
+    """The user's channel as float32 [num_frames * 1280]; `augment` None leaves speech as it is, over a faint noise floor."""
+    audio = np.zeros(timeline.num_frames * USER_FRAME_SAMPLES, np.float32)
+    for turn in timeline.user:
+        piece = turn.utterance.audio[: max(len(audio) - turn.start_sample, 0)]
+        audio[turn.start_sample : turn.start_sample + len(piece)] += piece
+    if augment is None:
+        return audio + 1e-4 * rng.standard_normal(len(audio)).astype(np.float32)
+    return augment_channel(audio, augment, rng)

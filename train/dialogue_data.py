@@ -1,0 +1,179 @@
+"""Batches for the speak and dialogue stages, composed at training time."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning
+import numpy as np
+import torch
+from numpy.random import Generator
+from torch import Tensor
+
+from codec.checkpoint import load_codec
+from duplex.errors import UserError
+from duplex.vocab import Vocab, ctc_encode
+from train.augment import AugmentConfig
+from train.bank import Utterance, read_part
+from train.composer import Cast, ComposerConfig, compose, render_user
+from train.layout import Channels, lay_channels, token_frames
+from train.loader import StepLoader
+from train.timeline import AgentTurn, Timeline
+
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass
+class ConversationBatch:
+    """Teacher-forced conversations.
+
+    Attributes:
+        text: [B, T + 1] tokens; text[:, :-1] is read, text[:, 1:] predicted.
+        codes: [B, T, K] codes predicted; the model reads them one frame late.
+        speaking: [B, T] frames whose codes are the agent's speech.
+        scripted: [B] rows whose text follows from nothing heard (speak rows): no loss on their text.
+        audio: [B, T * 1280] the user, None in the speak stage.
+        targets, target_lens: Transcripts of the user as CTC ids, in a row, and their lengths [B].
+    """
+
+    text: Tensor
+    codes: Tensor
+    speaking: Tensor
+    scripted: Tensor
+    audio: Tensor | None
+    targets: Tensor
+    target_lens: Tensor
+
+
+def speak_timeline(pool: list[Utterance], num_frames: int, rng: Generator) -> Timeline:
+    """The agent alone, one sentence after the other with short silences."""
+    turns: list[AgentTurn] = []
+    start = int(rng.integers(5, 12))
+    while start + 12 < num_frames:
+        utterance = pool[int(rng.integers(len(pool)))]
+        assert utterance.codes is not None
+        end = start + len(utterance.codes)
+        turns.append(AgentTurn(utterance, start, end, -1))
+        start = end + int(rng.integers(5, 12))
+    return Timeline(num_frames, (), tuple(turns))
+
+
+class Conversations(lightning.LightningDataModule):
+    """Conversations and speak rows.
+
+    Args:
+        bank: Bank folder.
+        user_parts: Questions; none in the speak stage.
+        answer_parts: Agent parts whose sentences are answers.
+        speak_parts: Agent parts for speak rows.
+        codec: Codec checkpoint, for its silence codes.
+        tokenizer: Path of `tokenizer.json`; made from the agent parts when it does not exist.
+        num_steps, batch_size: Size of a run.
+        speak_fraction: Share of speak rows; 1 leaves the user's channel out.
+        vocab_size: Size of a tokenizer that has to be made.
+        lead_frames: Frames by which text leads its sound.
+        lead_jitter: Speak rows draw their lead from lead_frames - 1 .. lead_frames + lead_jitter.
+        composer, augment: The conversations.
+        seed: Seed of every draw.
+    """
+
+    def __init__(
+        self,
+        bank: str,
+        answer_parts: list[str],
+        speak_parts: list[str],
+        codec: str,
+        tokenizer: str,
+        num_steps: int,
+        user_parts: list[str] | None = None,
+        batch_size: int = 8,
+        speak_fraction: float = 0.125,
+        vocab_size: int = 1000,
+        lead_frames: int = 2,
+        lead_jitter: int = 1,
+        composer: ComposerConfig = ComposerConfig(),  # noqa: B008 - frozen
+        augment: AugmentConfig = AugmentConfig(),  # noqa: B008 - frozen
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.bank, self.codec_dir, self.tokenizer = Path(bank), codec, Path(tokenizer)
+        self.user_parts, self.answer_parts, self.speak_parts = user_parts or [], answer_parts, speak_parts
+        self.num_steps, self.batch_size, self.speak_fraction, self.seed = num_steps, batch_size, speak_fraction, seed
+        self.vocab_size, self.lead_frames, self.lead_jitter = vocab_size, lead_frames, lead_jitter
+        self.composer, self.augment = composer, augment
+        self.cast: Cast | None = None
+
+    def setup(self, stage: str) -> None:
+        """Read the bank into memory once, and check that every text fits its speech."""
+        if self.cast is not None:
+            return
+        agent = {part: list(read_part(self.bank / part, fields=("codes",))) for part in {*self.answer_parts, *self.speak_parts}}
+        self.vocab = self._vocabulary([u.text for part in sorted(agent) for u in agent[part]])
+        self.silence = load_codec(self.codec_dir).silence_codes.numpy()
+        self.tokens = {}
+        for part, utterances in agent.items():
+            agent[part] = self._place_tokens(utterances)
+        self.pool = [u for part in self.speak_parts for u in agent[part]]
+        answers = {u.text: u for part in self.answer_parts for u in agent[part]}
+        self.cast = Cast([u for part in self.user_parts for u in read_part(self.bank / part)], answers)
+
+    def _place_tokens(self, utterances: list[Utterance]) -> list[Utterance]:
+        """Fill `tokens`; sentences without word times, or too dense for their speech, are left out and counted."""
+        kept = []
+        for utterance in utterances:
+            try:
+                if not utterance.words:
+                    raise UserError(f"the engine gave no word times for {utterance.text!r}")
+                self.tokens[utterance.id] = token_frames(utterance, self.vocab)
+                kept.append(utterance)
+            except UserError as error:
+                _LOG.info("left out: %s", error)
+        if len(kept) < len(utterances):
+            _LOG.warning("%d of %d agent sentences left out: no word times, or too dense", len(utterances) - len(kept), len(utterances))
+        return kept
+
+    def _vocabulary(self, texts: list[str]) -> Vocab:
+        if not self.tokenizer.exists():
+            self.tokenizer.parent.mkdir(parents=True, exist_ok=True)
+            Vocab.train(texts, self.vocab_size).save(self.tokenizer)
+        return Vocab.load(self.tokenizer)
+
+    def train_dataloader(self) -> StepLoader:
+        """Batches of `ConversationBatch`."""
+        return StepLoader(self.batch, self.num_steps)
+
+    def batch(self, step: int) -> ConversationBatch:
+        """The conversations of one step."""
+        rng = np.random.default_rng((self.seed, step))
+        alone = self.speak_fraction >= 1
+        rows, audio, transcripts, scripted = [], [], [], []
+        for _ in range(self.batch_size):
+            speak = alone or rng.random() < self.speak_fraction
+            timeline, channels = self._row(speak, rng)
+            rows.append(channels)
+            scripted.append(speak)
+            if not alone:
+                audio.append(render_user(timeline, self.augment, rng))
+                transcripts.append(ctc_encode(" ".join(turn.utterance.text for turn in timeline.user)))
+        return ConversationBatch(
+            torch.from_numpy(np.stack([r.text for r in rows])),
+            torch.from_numpy(np.stack([r.codes for r in rows])),
+            torch.from_numpy(np.stack([r.speaking for r in rows])),
+            torch.tensor(scripted),
+            None if alone else torch.from_numpy(np.stack(audio)),
+            torch.tensor([i for t in transcripts for i in t], dtype=torch.long),
+            torch.tensor([len(t) for t in transcripts], dtype=torch.long),
+        )
+
+    def _row(self, speak: bool, rng: Generator) -> tuple[Timeline, Channels]:
+        lead = self.lead_frames
+        if speak:
+            timeline = speak_timeline(self.pool, self.composer.num_frames, rng)
+            lead += int(rng.integers(-1, self.lead_jitter + 1))
+        else:
+            assert self.cast is not None
+            timeline = compose(self.cast, self.composer, self.augment, rng)
+        return timeline, lay_channels(timeline, self.tokens, self.silence, lead)

@@ -1,0 +1,185 @@
+"""Stages `speak` and `dialogue`: the whole model, teacher-forced, with weighted cross entropy on every channel."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from duplex.channels import code_digits
+from duplex.config import ModelConfig
+from duplex.model import DuplexModel, TrainOutput
+from duplex.vocab import Vocab
+from train.dialogue_data import ConversationBatch
+from train.encoder_stage import ctc_loss, mask_features
+from train.schedule import warmup_cosine
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the losses.
+
+    Attributes:
+        text: Of the text channel; each codebook has 1 (the paper's 3 : 1).
+        sil, bos, eos, token: Class weights inside the text channel.
+        silent_codes: Weight of frames in which the agent is silent, in the code channels.
+        scripted_text: Weight of the text of speak rows.
+        ctc: Of the encoder's auxiliary CTC.
+    """
+
+    text: float = 3.0
+    sil: float = 0.5
+    bos: float = 3.0
+    eos: float = 3.0
+    token: float = 1.5
+    silent_codes: float = 0.1
+    scripted_text: float = 0.1
+    ctc: float = 0.3
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Parts of the loss and what the log shows."""
+
+    total: Tensor
+    text: Tensor
+    codes: Tensor
+    ctc: Tensor
+    word_accuracy: Tensor
+    level_accuracy: Tensor
+
+
+def dialogue_losses(model: DuplexModel, output: TrainOutput, batch: ConversationBatch, config: LossConfig) -> Losses:
+    """Weighted mean losses; every mask that multiplies also divides."""
+    target = batch.text[:, 1:]
+    weight = torch.full(target.shape, config.token)
+    for token, value in ((Vocab.sil, config.sil), (Vocab.bos, config.bos), (Vocab.eos, config.eos)):
+        weight[target == token] = value
+    weight = weight * torch.where(batch.scripted[:, None], config.scripted_text, 1.0)
+    text_logits = output.logits.text.float()
+    text = nn.functional.cross_entropy(text_logits.transpose(1, 2), target, reduction="none")
+    text = (text * weight).sum() / weight.sum()
+    frame_weight = torch.where(batch.speaking, 1.0, config.silent_codes)  # [B, T]
+    digits = code_digits(batch.codes, model.config.levels)  # [B, T, K, L]
+    codes, hits = text.new_zeros(()), text.new_zeros(())
+    for i, part in enumerate(output.logits.levels.float().split(list(model.config.levels), -1)):
+        nll = nn.functional.cross_entropy(part.flatten(0, 2), digits[..., i].flatten(), reduction="none").view(digits.shape[:3])
+        codes = codes + (nll.sum(-1) * frame_weight).sum() / frame_weight.sum()  # summed over codebooks
+        hits = hits + ((part.argmax(-1) == digits[..., i]).float().mean(-1) * batch.speaking).sum()
+    ctc = text.new_zeros(())
+    if output.encoded is not None:
+        ctc = ctc_loss(model.encoder, output.encoded, batch.targets, batch.target_lens)
+    is_word = (target > Vocab.eos) & ~batch.scripted[:, None]
+    word_accuracy = ((text_logits.argmax(-1) == target) & is_word).sum() / is_word.sum().clamp_min(1)
+    total = config.text * text + codes + config.ctc * ctc
+    speaking = batch.speaking.sum().clamp_min(1) * len(model.config.levels)
+    return Losses(total, text, codes, ctc, word_accuracy, hits / speaking)
+
+
+def corrupt_codes(codes: Tensor, generator: torch.Generator, most: float) -> Tensor:
+    """Damage the codes the model reads, so that it learns to go on after its own errors. codes [B, T, K].
+
+    Each row draws a rate u from 0 .. most; a share u of its frames becomes unknown (-1), and a share u of its codes comes from
+    another frame.
+    """
+    batch, frames, books = codes.shape
+    rate = torch.rand(batch, 1, 1, generator=generator) * most
+    other = codes[:, torch.randperm(frames, generator=generator)]
+    codes = torch.where(torch.rand(batch, frames, books, generator=generator) < rate, other, codes)
+    return codes.masked_fill(torch.rand(batch, frames, 1, generator=generator) < rate, -1)
+
+
+class DialogueStage(lightning.LightningModule):
+    """Trains the duplex model.
+
+    Args:
+        num_steps: Steps of the schedule.
+        model: Shape; vocabulary size and silence codes are taken from the data.
+        learning_rate, encoder_learning_rate: Peak rates.
+        freeze_encoder_steps: For so many steps the encoder rests.
+        warmup_steps: Linear warm-up.
+        corruption: Largest rate of `corrupt_codes`.
+        loss: Weights.
+        init_encoder: Lightning checkpoint of the encoder stage.
+        init_model: Lightning checkpoint of an earlier speak or dialogue stage.
+    """
+
+    def __init__(
+        self,
+        num_steps: int,
+        model: ModelConfig = ModelConfig(),  # noqa: B008 - frozen
+        learning_rate: float = 1.2e-3,
+        encoder_learning_rate: float = 3e-4,
+        freeze_encoder_steps: int = 0,
+        warmup_steps: int = 150,
+        corruption: float = 0.3,
+        loss: LossConfig = LossConfig(),  # noqa: B008 - frozen
+        init_encoder: str | None = None,
+        init_model: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_steps, self.config, self.loss_config = num_steps, model, loss
+        self.learning_rate, self.encoder_learning_rate, self.warmup_steps = learning_rate, encoder_learning_rate, warmup_steps
+        self.freeze_encoder_steps, self.corruption = freeze_encoder_steps, corruption
+        self.init_encoder, self.init_model = init_encoder, init_model
+        self.model: DuplexModel | None = None
+
+    def configure_model(self) -> None:
+        """Build the model once the data is known."""
+        if self.model is not None:
+            return
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data.setup("fit")
+        config = dataclasses.replace(self.config, vocab_size=data.vocab.size, silence_codes=tuple(int(c) for c in data.silence))
+        self.model = DuplexModel(config)
+        self.model.fusion.text.set_spelling(data.vocab.char_ids())
+        if self.init_model:
+            self.model.load_state_dict(stage_weights(self.init_model, "model."))
+        if self.init_encoder:
+            self.model.encoder.load_state_dict(stage_weights(self.init_encoder, "encoder."))
+
+    def configure_optimizers(self):
+        """AdamW with a lower rate for the encoder, and a cosine by step."""
+        assert self.model is not None
+        encoder = list(self.model.encoder.parameters())
+        known = {id(p) for p in encoder}
+        others = [p for p in self.model.parameters() if id(p) not in known]
+        groups = [{"params": others, "lr": self.learning_rate}, {"params": encoder, "lr": self.encoder_learning_rate}]
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01)
+        schedule = warmup_cosine(optimizer, self.warmup_steps, self.num_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch: ConversationBatch, batch_idx: int) -> Tensor:
+        """Loss of one batch."""
+        model = self.model
+        assert model is not None
+        generator = torch.Generator().manual_seed(batch_idx * 1009 + self.global_rank)
+        previous = torch.cat([model.silence_codes.expand(len(batch.codes), 1, -1), batch.codes[:, :-1]], 1)
+        previous = corrupt_codes(previous, generator, self.corruption)
+        features = None
+        if batch.audio is not None:
+            features = mask_features(model.encoder.features(batch.audio), generator, time_masks=1, band_masks=1)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            output = self._forward(batch.text[:, :-1], previous, features)
+        losses = dialogue_losses(model, output, batch, self.loss_config)
+        names = ("text", "codes", "ctc", "word_accuracy", "level_accuracy")
+        self.log_dict({name: getattr(losses, name) for name in names}, prog_bar=True)
+        return losses.total
+
+    def _forward(self, text: Tensor, previous: Tensor, features: Tensor | None) -> TrainOutput:
+        assert self.model is not None
+        frozen = self.global_step < self.freeze_encoder_steps
+        self.model.encoder.requires_grad_(not frozen)
+        return self.model(text, previous, features=features)
+
+
+def stage_weights(path: str, prefix: str) -> dict[str, Tensor]:
+    """The weights under `prefix` of a Lightning checkpoint, without the prefix."""
+    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+__all__ = ["DialogueStage", "LossConfig", "Losses", "corrupt_codes", "dialogue_losses", "stage_weights"]
