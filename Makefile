@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 BASE := $(VENV)/.base-torch-$(TORCH)
 FULL := $(VENV)/.full-torch-$(TORCH)
 
-.PHONY: talk test lint venv
+.PHONY: talk test lint venv weights
 .DELETE_ON_ERROR:
 
 talk: $(BASE)
@@ -30,6 +30,20 @@ lint: $(FULL)
 	$(BIN)/mypy
 
 venv: $(FULL)
+
+# From nothing to duplex/weights/pocket: about three hours on two CPU cores. Needs the `synth` extra and what README says about data.
+FIT := OMP_NUM_THREADS=1 $(BIN)/duplex train fit --config train/configs/pocket-
+weights: $(FULL)
+	$(BIN)/duplex synth --config train/configs/pocket-synth.yaml
+	$(FIT)codec.yaml
+	$(BIN)/duplex export runs/codec/last.ckpt runs/codec/export --kind codec
+	$(BIN)/duplex synth --config train/configs/pocket-synth.yaml --codec runs/codec/export
+	$(FIT)encoder.yaml
+	$(FIT)speak.yaml
+	$(FIT)dialogue.yaml
+	$(FIT)codec-gan.yaml
+	$(BIN)/duplex export runs/codec-gan/last.ckpt runs/codec-gan/export --kind codec
+	$(BIN)/duplex export runs/dialogue/last.ckpt duplex/weights/pocket --codec runs/codec-gan/export
 
 $(BASE): pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info; (3, 11) <= v < (3, 14) or sys.exit(f"error: Python {v[0]}.{v[1]} is not 3.11 to 3.13; try make PYTHON=python3.12")'

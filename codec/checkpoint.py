@@ -42,7 +42,7 @@ def load_codec(folder: str | Path) -> Codec:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} is not a codec checkpoint: it has no {name}; give a folder that `duplex export` wrote")
     config = read_config(folder / "config.yaml", CodecConfig, FORMAT)
-    codec = Codec(config)
+    codec = build_module(Codec, config, folder)
     load_weights(codec, folder / "model.safetensors")
     return codec.eval()
 
@@ -59,11 +59,50 @@ def read_config(path: Path, cls: type, expected_format: str):
         raise CheckpointError(f"{path} is damaged: it is not YAML; export the checkpoint again") from error
     if not isinstance(data, dict) or data.pop("format", None) != expected_format:
         raise CheckpointError(f"{path} is not of format {expected_format}; export the checkpoint again with this version")
-    known = {f.name for f in dataclasses.fields(cls)}
-    unknown = sorted(set(data) - known)
-    if unknown:
-        raise CheckpointError(f"{path} has the unknown key {unknown[0]!r}; known keys are {', '.join(sorted(known))}")
+    return build_config(path, cls, data)
+
+
+def build_config(path: Path, cls: type, data: object, prefix: str = ""):
+    """Build a config dataclass; `prefix` is the place of `data` in the file.
+
+    Raises:
+        CheckpointError: `data` is no mapping, a key is unknown, or a value is not of its field's kind.
+    """
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} has {prefix.rstrip('.') or 'a list'} where a mapping belongs; export the checkpoint again")
+    default = cls()
+    known = sorted(f.name for f in dataclasses.fields(cls))
+    for key, value in data.items():
+        if key not in known:
+            raise CheckpointError(f"{path} has the unknown key {prefix + str(key)!r}; known keys are {', '.join(known)}")
+        if not _fits(value, getattr(default, key)):
+            raise CheckpointError(f"{path} has {value!r} for {prefix + key}; it must be like {getattr(default, key)!r}; export the checkpoint again")
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+
+
+def _fits(value: object, default: object) -> bool:
+    if isinstance(default, tuple):
+        return isinstance(value, list) and len(value) > 0 and all(_fits(v, default[0]) for v in value)
+    if isinstance(default, bool) or isinstance(value, bool):
+        return type(value) is type(default)
+    if isinstance(default, int):
+        return isinstance(value, int) and value >= 0
+    if isinstance(default, float):
+        return isinstance(value, int | float)
+    return isinstance(value, type(default))
+
+
+def build_module(cls: type, config: object, folder: Path):
+    """`cls(config)`.
+
+    Raises:
+        CheckpointError: no module has such a shape.
+    """
+    try:
+        return cls(config)
+    except (ArithmeticError, AssertionError, RuntimeError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise CheckpointError(f"{folder / 'config.yaml'} has a shape that cannot be built ({reason}); export the checkpoint again") from error
 
 
 def load_weights(module: torch.nn.Module, path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from codec.checkpoint import CheckpointError, load_codec, load_weights, save_codec
+from codec.checkpoint import CheckpointError, build_config, build_module, load_codec, load_weights, save_codec
 from codec.model import Codec
 from duplex.clock import FrameClock
 from duplex.config import BackboneConfig, EncoderConfig, ModelConfig
@@ -71,9 +71,10 @@ def load_speaker(name_or_folder: str, device: str = "cpu") -> Speaker:
         vocab = Vocab.load(folder / "tokenizer.json")
     except Exception as error:  # tokenizers raises bare Exception
         raise CheckpointError(f"{folder / 'tokenizer.json'} is damaged ({error}); export or download the checkpoint again") from error
-    if vocab.size != config.vocab_size or codec.config.levels != config.levels:
-        raise CheckpointError(f"{folder} does not fit together: config.yaml, tokenizer.json and codec/ differ in vocabulary or levels; export it again")
-    model = DuplexModel(config)
+    spoken = (codec.config.num_codebooks, codec.config.levels)
+    if vocab.size != config.vocab_size or spoken != (config.num_codebooks, config.levels):
+        raise CheckpointError(f"{folder} does not fit together: config.yaml, tokenizer.json and codec/ differ in vocabulary or codebooks; export it again")
+    model = build_module(DuplexModel, config, folder)
     load_weights(model, folder / "model.safetensors")
     clock = FrameClock(output_hz=codec.config.sample_rate_hz)
     return Speaker(Path(name_or_folder).name, model.eval().to(device), vocab, codec.eval().to(device), clock)
@@ -96,18 +97,8 @@ def _read_config(path: Path) -> ModelConfig:
     if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
         raise CheckpointError(f"{path} is not of format {FORMAT}; export the checkpoint again with this version")
     nested = {"encoder": EncoderConfig, "backbone": BackboneConfig}
-    parts = {key: _build(path, cls, data.pop(key, {}), key + ".") for key, cls in nested.items()}
-    return _build(path, ModelConfig, {**data, **parts}, "")
-
-
-def _build(path: Path, cls: type, data: object, prefix: str):
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} has {prefix.rstrip('.') or 'a list'} where a mapping belongs; export the checkpoint again")
-    known = {f.name for f in dataclasses.fields(cls)}
-    unknown = sorted(set(data) - known)
-    if unknown:
-        raise CheckpointError(f"{path} has the unknown key {prefix + unknown[0]!r}; known keys are {', '.join(sorted(known))}")
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+    parts = {key: build_config(path, cls, data.pop(key, {}), key + ".") for key, cls in nested.items()}
+    return build_config(path, ModelConfig, {**data, **parts})
 
 
 def _plain(value):

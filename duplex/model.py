@@ -102,20 +102,17 @@ class DuplexModel(nn.Module):
             self.silence_codes,
         )
 
-    def forward(self, text: Tensor, codes: Tensor, audio: Tensor | None = None, features: Tensor | None = None) -> TrainOutput:
+    def forward(self, text: Tensor, codes: Tensor, audio: Tensor | None = None, encoded: Tensor | None = None) -> TrainOutput:
         """Teacher-forced pass over T frames.
 
         Args:
             text: [B, T] tokens the model reads: text_t at frame t.
             codes: [B, T, K] codes the model reads: codes_{t-1} at frame t; -1 is unknown.
             audio: [B, T * 1280] the user, or
-            features: [B, T * 8, num_mels] their normalized log-mel; neither: no user channel.
+            encoded: [B, T, D_enc] what the encoder made of them; neither: no user channel.
         """
-        encoded = None
         if audio is not None:
             encoded = self.encoder(audio)
-        elif features is not None:
-            encoded = self.encoder.encode_features(features)
         user = None if encoded is None else self.adapter(encoded)
         hidden = self.backbone(self.fusion(user, text, codes))
         return TrainOutput(Logits(self.heads.text_logits(hidden), self.heads.level_logits(hidden)), encoded)
@@ -136,10 +133,9 @@ class DuplexModel(nn.Module):
         hidden = self.backbone.step(x, state.backbone)
         logits = Logits(self.heads.text_logits(hidden), self.heads.level_logits(hidden))
         text = sample_text(logits.text[:, 0].float(), sampling, generator) if forced_text is None else forced_text
-        if forced_codes is None:
+        codes = forced_codes
+        if codes is None:
             codes = sample_codes(logits.levels[:, 0].float(), self.config.levels, sampling, generator)
-        else:
-            codes = forced_codes
         state.text.copy_(text)
         state.codes.copy_(codes)
         return StepOutput(text, codes, logits)

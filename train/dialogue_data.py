@@ -75,7 +75,7 @@ class Conversations(lightning.LightningDataModule):
         speak_fraction: Share of speak rows; 1 leaves the user's channel out.
         vocab_size: Size of a tokenizer that has to be made.
         lead_frames: Frames by which text leads its sound.
-        lead_jitter: Speak rows draw their lead from lead_frames - 1 .. lead_frames + lead_jitter.
+        lead_jitter: Speak rows draw their lead from lead_frames - lead_jitter .. lead_frames + lead_jitter.
         composer, augment: The conversations.
         seed: Seed of every draw.
     """
@@ -93,7 +93,7 @@ class Conversations(lightning.LightningDataModule):
         speak_fraction: float = 0.125,
         vocab_size: int = 1000,
         lead_frames: int = 2,
-        lead_jitter: int = 1,
+        lead_jitter: int = 0,
         composer: ComposerConfig = ComposerConfig(),  # noqa: B008 - frozen
         augment: AugmentConfig = AugmentConfig(),  # noqa: B008 - frozen
         seed: int = 0,
@@ -172,7 +172,7 @@ class Conversations(lightning.LightningDataModule):
         lead = self.lead_frames
         if speak:
             timeline = speak_timeline(self.pool, self.composer.num_frames, rng)
-            lead += int(rng.integers(-1, self.lead_jitter + 1))
+            lead += int(rng.integers(-self.lead_jitter, self.lead_jitter + 1))
         else:
             assert self.cast is not None
             timeline = compose(self.cast, self.composer, self.augment, rng)

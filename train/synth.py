@@ -107,10 +107,12 @@ def _sentences(part: PartConfig) -> list[str]:
 
 
 def _repeat_phrases(split: str) -> list[str]:
-    """Short sentences for `repeat`; every tenth is kept for val, every eleventh for test."""
+    """Short sentences for `repeat`: ten of twelve for train, one for val, one for test; one that differs only in case goes to the first."""
     short = [s.rstrip(".!?") for s in corpus.chat_sentences(150_000, seed=0) if len(s.split()) <= 4 and s.endswith(".")]
-    which = {"train": lambda i: i % 12 < 10, "val": lambda i: i % 12 == 10, "test": lambda i: i % 12 == 11}[split]
-    return [s for i, s in enumerate(short) if which(i)]
+    pools = {"train": [s for i, s in enumerate(short) if i % 12 < 10], "val": short[10::12], "test": short[11::12]}
+    earlier = world.SPLITS[: world.SPLITS.index(split)]
+    known = {s.lower() for name in earlier for s in pools[name]}
+    return [s for s in pools[split] if s.lower() not in known]
 
 
 def _plan_agent(part: PartConfig, config: SynthConfig) -> list[Task]:
@@ -177,6 +179,7 @@ def _build_shard(folder: Path, index: int, tasks: list[Task], rate_hz: int, engi
             if cut is not None:
                 writer.write(cut)
     files = shard_files(folder, index)
+    files["codes"].unlink(missing_ok=True)  # codes of an earlier build
     os.replace(next(work.glob("cuts*")), files["cuts"])
     os.replace(next(work.glob("recording*")), files["recording"])
     shutil.rmtree(work)
@@ -232,7 +235,8 @@ def encode_part(folder: Path, codec_dir: str) -> None:
     meta = check_part(folder)
     digest = f"{zlib.crc32(b''.join(p.detach().numpy().tobytes() for p in codec.encoder_parameters())):08x}"
     stamp = folder / "codes.json"
-    if stamp.exists() and json.loads(stamp.read_text())["encoder"] == digest:
+    whole = all(shard_files(folder, index)["codes"].exists() for index in range(meta["num_shards"]))
+    if whole and stamp.exists() and json.loads(stamp.read_text())["encoder"] == digest:
         return
     for index in range(meta["num_shards"]):
         files = shard_files(folder, index)

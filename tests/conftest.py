@@ -1,0 +1,38 @@
+"""Fixtures that several packages' tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from codec.config import CodecConfig
+from codec.model import Codec
+from duplex.checkpoint import save_speaker
+from duplex.config import BackboneConfig, EncoderConfig, ModelConfig
+from duplex.model import DuplexModel
+from duplex.vocab import Vocab
+
+LEVELS = (8, 6, 5, 5)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder of a tiny random model whose tokens and codes change with what it hears."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    vocab = Vocab.train(["It is four.", "The capital of France is Paris.", "Nice to meet you."], 80)
+    encoder = EncoderConfig(num_mels=16, subsample_width=16, subsample_blocks=1, width=16, num_layers=1, num_heads=2, window_frames=8)
+    backbone = BackboneConfig(width=16, num_layers=2, num_heads=2, num_kv_heads=1, ff_width=32, sink_frames=2, window_frames=8)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = DuplexModel(ModelConfig(encoder, backbone, vocab.size, levels=LEVELS, user_weight=4.0))
+        model.fusion.text.set_spelling(vocab.char_ids())
+        with torch.no_grad():  # so that its text moves on, and turns begin and end
+            model.fusion.text.token.weight *= 50
+            model.heads.text.weight[: Vocab.eos + 1] *= 3
+        codec = Codec(
+            CodecConfig(levels=LEVELS, num_mels=16, encoder_hop_width=8, encoder_width=16, decoder_width=16, decoder_hop_width=16)
+        )
+    save_speaker(model.eval(), vocab, codec.eval(), folder, torch.float32)
+    return folder

@@ -1,0 +1,83 @@
+"""What augmentation keeps and what it changes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from train.augment import AugmentConfig, add_room, augment_channel, augment_utterance, change_speed, colored_noise, tilt_spectrum
+
+NONE = AugmentConfig((1.0, 1.0), (0.0, 0.0), (0.0, 0.0), 0.0, (10.0, 10.0), 0.0, (0.1, 0.4), (-120.0, -120.0))
+
+
+def tone(hz: float, num_samples: int = 16000) -> np.ndarray:
+    return (0.5 * np.sin(2 * np.pi * hz * np.arange(num_samples) / 16000)).astype(np.float32)
+
+
+def pitch(audio: np.ndarray) -> float:
+    return float(np.abs(np.fft.rfft(audio)).argmax() * 16000 / len(audio))
+
+
+@pytest.mark.parametrize("factor", [0.87, 1.0, 1.15])
+def test_speed_moves_length_and_pitch(factor: float) -> None:
+    out = change_speed(tone(400), factor)
+    assert len(out) == round(16000 / factor) and out.dtype == np.float32
+    assert pitch(out) == pytest.approx(400 * factor, rel=0.01)
+
+
+@pytest.mark.parametrize(("amount", "kept", "damped"), [(0.5, 100, 7000), (-0.5, 7000, 100)])
+def test_tilt_damps_one_end(amount: float, kept: int, damped: int) -> None:
+    power = {hz: float((tilt_spectrum(tone(hz), amount) ** 2).mean() / (tone(hz) ** 2).mean()) for hz in (kept, damped)}
+    assert power[kept] == pytest.approx(1.0, abs=0.1) and power[damped] < 0.3
+
+
+def test_a_room_keeps_length_and_onset_and_adds_a_tail() -> None:
+    audio = np.zeros(16000, np.float32)
+    audio[4000] = 1.0
+    out = add_room(audio, 0.3, np.random.default_rng(0))
+    assert len(out) == 16000 and np.abs(out).argmax() == 4000 and np.abs(out[:4000]).max() < 1e-5
+    early, late = (float((out[a:b] ** 2).sum()) for a, b in ((4001, 5600), (7000, 8600)))
+    assert early > 0.02 and late < 0.01 * early and np.abs(out[4000 + 4800 :]).max() < 1e-5
+
+
+def test_noise_has_unit_power_and_its_slope() -> None:
+    share = {}
+    for slope in (0.0, 1.0, 2.0):
+        noise = colored_noise(100_000, slope, np.random.default_rng(0))
+        assert len(noise) == 100_000 and noise.std() == pytest.approx(1.0, rel=0.1)
+        power = np.abs(np.fft.rfft(noise[:32768])) ** 2
+        share[slope] = power[: len(power) // 8].sum() / power.sum()
+    assert share[0.0] == pytest.approx(0.125, abs=0.02) and share[0.0] + 0.3 < share[1.0] < share[2.0]
+
+
+@pytest.mark.parametrize("gain_db", [-15.0, 0.0, 3.0])
+def test_an_utterance_gets_its_level(gain_db: float) -> None:
+    for level in (0.05, 1.0):
+        out, factor = augment_utterance(level * tone(300), AugmentConfig((1.1, 1.1), (gain_db, gain_db), (0.0, 0.0)), np.random.default_rng(0))
+        assert np.abs(out).max() == pytest.approx(0.7 * 10 ** (gain_db / 20), rel=0.01)
+        assert factor == pytest.approx(1.1) and len(out) == round(16000 / 1.1)
+
+
+@pytest.mark.parametrize("snr_db", [5.0, 20.0])
+def test_noise_stands_at_its_ratio_to_the_speech(snr_db: float) -> None:
+    audio = np.concatenate([np.zeros(64000, np.float32), 0.2 * np.sign(tone(200, 64000))])
+    config = AugmentConfig(noise_probability=1.0, snr_db=(snr_db, snr_db), room_probability=0.0, floor_db=(-120.0, -120.0))
+    noise = augment_channel(audio, config, np.random.default_rng(1))[:64000]
+    assert 20 * np.log10(0.2 / noise.std()) == pytest.approx(snr_db, abs=1.0)
+
+
+def test_without_noise_or_room_there_is_the_floor() -> None:
+    audio = np.concatenate([np.zeros(16000, np.float32), tone(200)])
+    out = augment_channel(audio, NONE, np.random.default_rng(0))
+    assert np.abs(out - audio).max() < 1e-4
+    floor = augment_channel(np.zeros(64000, np.float32), AugmentConfig(room_probability=0, noise_probability=0, floor_db=(-60, -60)), np.random.default_rng(0))
+    assert 20 * np.log10(floor.std()) == pytest.approx(-60, abs=1.0)
+
+
+def test_the_seed_decides_and_loud_audio_is_clipped() -> None:
+    config = AugmentConfig(noise_probability=1.0, room_probability=1.0)
+    a, b, c = (augment_channel(tone(200), config, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert np.array_equal(a, b) and not np.array_equal(a, c)
+    assert np.abs(augment_channel(5 * tone(200), config, np.random.default_rng(1))).max() == 1.0
+    first, second = (augment_utterance(tone(200), AugmentConfig(), np.random.default_rng(3)) for _ in range(2))
+    assert np.array_equal(first[0], second[0]) and first[1] == second[1]
