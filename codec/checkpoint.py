@@ -76,7 +76,9 @@ def build_config(path: Path, cls: type, data: object, prefix: str = ""):
         if key not in known:
             raise CheckpointError(f"{path} has the unknown key {prefix + str(key)!r}; known keys are {', '.join(known)}")
         if not _fits(value, getattr(default, key)):
-            raise CheckpointError(f"{path} has {value!r} for {prefix + key}; it must be like {getattr(default, key)!r}; export the checkpoint again")
+            raise CheckpointError(
+                f"{path} has {value!r} for {prefix + key}; it must be like {getattr(default, key)!r}; export the checkpoint again"
+            )
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
 
 
@@ -102,7 +104,9 @@ def build_module(cls: type, config: object, folder: Path):
         return cls(config)
     except (ArithmeticError, AssertionError, RuntimeError, ValueError) as error:
         reason = str(error).split("\n")[0]
-        raise CheckpointError(f"{folder / 'config.yaml'} has a shape that cannot be built ({reason}); export the checkpoint again") from error
+        raise CheckpointError(
+            f"{folder / 'config.yaml'} has a shape that cannot be built ({reason}); export the checkpoint again"
+        ) from error
 
 
 def load_weights(module: torch.nn.Module, path: Path) -> None:
@@ -121,7 +125,9 @@ def load_weights(module: torch.nn.Module, path: Path) -> None:
     extra = sorted(set(tensors) - set(own))
     if missing or extra:
         name = (missing or extra)[0]
-        raise CheckpointError(f"{path} does not fit its config.yaml: tensor {name!r} is {'missing' if missing else 'unknown'}; export it again")
+        raise CheckpointError(
+            f"{path} does not fit its config.yaml: tensor {name!r} is {'missing' if missing else 'unknown'}; export it again"
+        )
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
             raise CheckpointError(

@@ -55,7 +55,8 @@ class ConvModule(nn.Module):
         y = nn.functional.glu(self.gate(self.norm(x)))
         joined = torch.cat([state.tail.to(y.dtype), y], 1)
         state.tail.copy_(joined[:, joined.shape[1] - self.kernel + 1 :].detach())
-        y = sum(joined[:, i : i + x.shape[1]] * self.depthwise[i] for i in range(self.kernel))
+        taps = [joined[:, i : i + x.shape[1]] * self.depthwise[i] for i in range(self.kernel)]
+        y = torch.stack(taps).sum(0)
         return self.out(nn.functional.silu(self.inner_norm(y)))
 
 

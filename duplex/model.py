@@ -59,12 +59,14 @@ class StepOutput:
 
 
 class Adapter(nn.Module):
-    """Encoder width to backbone width, frame by frame."""
+    """Encoder width to backbone width, frame by frame. Starts at zero: a backbone that can speak already is not disturbed."""
 
     def __init__(self, width: int, out_width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.proj = nn.Linear(width, out_width)
+        nn.init.zeros_(self.proj.weight)
+        nn.init.zeros_(self.proj.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D_enc] -> [B, T, D]."""

@@ -14,9 +14,9 @@ from typing import BinaryIO, Self
 
 import numpy as np
 import soundfile
-import soxr
 
 from duplex.errors import UserError
+from serve.resample import StreamResampler
 
 INPUT_HZ = 16000
 OUTPUT_HZ = 24000
@@ -27,7 +27,7 @@ CLIPPED_SHARE = 0.001  # above this share of clipped samples the reader warns
 
 
 class AudioReader:
-    """Reads a WAV, FLAC or OGG file as mono float32 blocks at 16 kHz, in memory that does not grow with the file.
+    """Reads a WAV, FLAC or OGG file as mono float32 blocks at `rate_hz`, in memory that does not grow with the file.
 
     Stereo is averaged; 8 to 192 kHz is resampled once, streaming. Use it as a context manager.
 
@@ -36,8 +36,8 @@ class AudioReader:
             rate outside 8 to 192 kHz; while reading, it is damaged, shorter than its header says, or holds NaN or infinity.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, rate_hz: int = INPUT_HZ) -> None:
+        self.path, self.rate_hz = Path(path), rate_hz
         _check_file(self.path)
         try:
             self._file = soundfile.SoundFile(str(self.path))
@@ -71,13 +71,13 @@ class AudioReader:
 
     @property
     def num_samples(self) -> int:
-        """Samples at 16 kHz, without the padding of the last block."""
-        return max(1, round(self._file.frames * INPUT_HZ / self.source_hz))
+        """Samples at `rate_hz`, without the padding of the last block."""
+        return max(1, round(self._file.frames * self.rate_hz / self.source_hz))
 
     @property
     def num_frames(self) -> int:
-        """80 ms frames at 16 kHz, the last one padded."""
-        return math.ceil(self.num_samples / FRAME_SAMPLES)
+        """80 ms frames, the last one padded."""
+        return math.ceil(self.num_samples * INPUT_HZ / (self.rate_hz * FRAME_SAMPLES))
 
     def blocks(self, samples_per_block: int = FRAME_SAMPLES) -> Iterator[np.ndarray]:
         """Yield the whole file from its start as float32 blocks [samples_per_block], the last one padded with zeros.
@@ -100,16 +100,15 @@ class AudioReader:
             warnings.warn(f"{self.path} is clipped: {share:.1%} of its samples are at full scale; record it at a lower level", stacklevel=2)
 
     def _resampled(self) -> Iterator[np.ndarray]:
-        """Exactly `num_samples` samples at 16 kHz, in pieces of about a second."""
+        """Exactly `num_samples` samples at `rate_hz`, in pieces of about a second."""
         remaining = self.num_samples
-        stream = soxr.ResampleStream(self.source_hz, INPUT_HZ, 1, dtype="float32") if self.source_hz != INPUT_HZ else None
+        resampler = StreamResampler(self.source_hz, self.rate_hz)
         for samples in self._mono():
-            resampled = (stream.resample_chunk(samples) if stream else samples)[:remaining]
+            resampled = resampler.push(samples)[:remaining]
             remaining -= len(resampled)
             yield resampled
-        if stream:
-            tail = stream.resample_chunk(np.zeros(0, np.float32), last=True)[:remaining]
-            yield np.pad(tail, (0, remaining - len(tail)))
+        tail = resampler.finish()[:remaining]
+        yield np.pad(tail, (0, remaining - len(tail)))
 
     def _mono(self) -> Iterator[np.ndarray]:
         """The file's own samples, checked and averaged over channels, a second at a time."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import math
 import sys
 from collections.abc import Iterator
@@ -23,39 +24,9 @@ from duplex.clock import FRAME_MS
 from duplex.errors import UserError
 from serve.audio_io import AudioReader, AudioWriter
 from serve.options import check_not_input, plain_warnings, whole_file
-from serve.resample import StreamResampler
 
 FRAMES_PER_STEP = 25
 SUFFIXES = (".npz", ".safetensors")
-
-
-class CodecReader(AudioReader):
-    """`AudioReader` at the codec's rate."""
-
-    def num_samples_at(self, rate_hz: int) -> int:
-        """Samples of the file at `rate_hz`."""
-        return max(1, round(self._file.frames * rate_hz / self.source_hz))
-
-    def frames_at(self, rate_hz: int, frame_samples: int, num_frames: int) -> Iterator[np.ndarray]:
-        """The file at `rate_hz` followed by silence, as float32 pieces of whole frames, `num_frames` in all.
-
-        Raises:
-            UserError: as `blocks` does.
-        """
-        resampler = StreamResampler(self.source_hz, rate_hz)
-        wanted = self.num_samples_at(rate_hz)
-        missing = num_frames * frame_samples - wanted
-        size = FRAMES_PER_STEP * frame_samples
-        pending = np.zeros(0, np.float32)
-        for samples in self._mono():
-            resampled = resampler.push(samples)[:wanted]
-            wanted -= len(resampled)
-            pending = np.concatenate([pending, resampled])
-            whole = len(pending) // size * size
-            yield from pending[:whole].reshape(-1, size)
-            pending = pending[whole:]
-        rest = resampler.finish()[:wanted]
-        yield np.concatenate([pending, rest, np.zeros(wanted - len(rest) + missing, np.float32)])
 
 
 @dataclass(frozen=True)
@@ -121,15 +92,18 @@ def num_frames_for(num_samples: int, config: CodecConfig) -> int:
     return math.ceil((num_samples + config.delay_samples) / config.frame_samples)
 
 
-def encode_stream(codec: Codec, reader: CodecReader) -> Iterator[torch.Tensor]:
-    """Codes [1, n, K] of a file, a few seconds at a time; enough frames that decoding gives its whole length back."""
+def encode_stream(codec: Codec, reader: AudioReader) -> Iterator[torch.Tensor]:
+    """Codes [1, n, K] of a file read at the codec's rate, a few seconds at a time; enough frames that decoding gives its whole length back."""
     config = codec.config
-    num_frames = num_frames_for(reader.num_samples_at(config.sample_rate_hz), config)
+    remaining = num_frames_for(reader.num_samples, config)
+    silence = np.zeros(config.frame_samples, np.float32)
     with torch.inference_mode():
         state = codec.init_encode_state(1)
-        for piece in reader.frames_at(config.sample_rate_hz, config.frame_samples, num_frames):
-            if len(piece):
-                yield codec.encode_step(torch.from_numpy(piece)[None], state)
+        for block in itertools.chain(reader.blocks(FRAMES_PER_STEP * config.frame_samples), [silence]):
+            codes = codec.encode_step(torch.from_numpy(block)[None], state)[:, :remaining]
+            remaining -= codes.shape[1]
+            if codes.shape[1]:
+                yield codes
 
 
 def decode_stream(codec: Codec, pieces: Iterator[torch.Tensor], num_samples: int, writer: AudioWriter) -> None:
@@ -173,9 +147,9 @@ def main(argv: list[str]) -> None:
 
 def _encode(codec: Codec, source: Path, target: Path) -> None:
     rate_hz = codec.config.sample_rate_hz
-    with CodecReader(source) as reader, whole_file(target, SUFFIXES) as write:
+    with AudioReader(source, rate_hz) as reader, whole_file(target, SUFFIXES) as write:
         codes = torch.cat([piece[0].to(torch.int16) for piece in encode_stream(codec, reader)])  # [T, K]
-        num_samples = reader.num_samples_at(rate_hz)
+        num_samples = reader.num_samples
         write(Codes(codes.numpy(), num_samples, rate_hz, codec.config.levels).to_bytes(target.suffix.lower()))
     _print(codec.config, num_samples, target)
 
@@ -189,9 +163,10 @@ def _decode(codec: Codec, source: Path, target: Path) -> None:
 
 
 def _roundtrip(codec: Codec, source: Path, target: Path) -> None:
-    with CodecReader(source) as reader, AudioWriter(target, sample_rate_hz=codec.config.sample_rate_hz) as writer:
-        num_samples = reader.num_samples_at(codec.config.sample_rate_hz)
-        decode_stream(codec, encode_stream(codec, reader), num_samples, writer)
+    rate_hz = codec.config.sample_rate_hz
+    with AudioReader(source, rate_hz) as reader, AudioWriter(target, sample_rate_hz=rate_hz) as writer:
+        decode_stream(codec, encode_stream(codec, reader), reader.num_samples, writer)
+        num_samples = reader.num_samples
     _print(codec.config, num_samples, target)
 
 

@@ -141,7 +141,7 @@ def _read_shard(files: dict[str, Path], fields: tuple[str, ...]) -> Iterator[Utt
             for item in (supervision.alignment or {}).get("word", [])
         )
         custom = cut.custom or {}
-        codes = cut.load_codes().astype(np.int16) if "codes" in present else None
+        codes = cut.codes.load().astype(np.int16) if "codes" in present else None
         yield Utterance(
             cut.id, supervision.text, supervision.speaker, audio, rate, words, codes,
             custom.get("skill", ""), custom.get("answer"), custom.get("value", ""),

@@ -159,18 +159,20 @@ class DialogueStage(lightning.LightningModule):
         generator = torch.Generator().manual_seed(batch_idx * 1009 + self.global_rank)
         previous = torch.cat([model.silence_codes.expand(len(batch.codes), 1, -1), batch.codes[:, :-1]], 1)
         previous = corrupt_codes(previous, generator, self.corruption)
+        features = None
+        if batch.audio is not None:
+            features = mask_features(model.encoder.features(batch.audio), generator, time_masks=1, band_masks=1)
         with torch.autocast(self.device.type, torch.bfloat16):
-            encoded = None if batch.audio is None else self._encode(batch.audio, generator)
+            encoded = None if features is None else self._encode(features)
             output = model(batch.text[:, :-1], previous, encoded=encoded)
         losses = dialogue_losses(model, output, batch, self.loss_config)
         names = ("text", "codes", "ctc", "word_accuracy", "level_accuracy")
         self.log_dict({name: getattr(losses, name) for name in names}, prog_bar=True)
         return losses.total
 
-    def _encode(self, audio: Tensor, generator: torch.Generator) -> Tensor:
-        """[B, T * 1280] -> [B, T, D_enc], masked, without gradient while the encoder rests."""
+    def _encode(self, features: Tensor) -> Tensor:
+        """[B, T * 8, num_mels] -> [B, T, D_enc], without gradient while the encoder rests."""
         assert self.model is not None
-        features = mask_features(self.model.encoder.features(audio), generator, time_masks=1, band_masks=1)
         with torch.set_grad_enabled(self.global_step >= self.freeze_encoder_steps):
             return self.model.encoder.encode_features(features)
 

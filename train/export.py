@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import sys
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ from codec.checkpoint import load_codec, save_codec
 from codec.config import CodecConfig
 from codec.model import Codec
 from duplex.checkpoint import save_speaker
+from duplex.cli import run
 from duplex.config import ModelConfig
 from duplex.errors import UserError
 from duplex.model import DuplexModel
@@ -30,8 +33,6 @@ def export_codec(checkpoint: str, folder: str, config: CodecConfig, dtype: torch
 
 def export_model(checkpoint: str, folder: str, config: ModelConfig, codec_dir: str, tokenizer: str, dtype: torch.dtype) -> None:
     """Write the model of a dialogue-stage checkpoint with its tokenizer and codec."""
-    import dataclasses
-
     codec, vocab = load_codec(codec_dir), Vocab.load(tokenizer)
     config = dataclasses.replace(config, vocab_size=vocab.size, silence_codes=tuple(codec.silence_codes.tolist()))
     model = DuplexModel(config)
@@ -59,4 +60,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main, sys.argv[1:]))

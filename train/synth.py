@@ -107,7 +107,7 @@ def _sentences(part: PartConfig) -> list[str]:
 
 
 def _repeat_phrases(split: str) -> list[str]:
-    """Short sentences for `repeat`: ten of twelve for train, one for val, one for test; one that differs only in case goes to the first."""
+    """Short sentences for `repeat`: ten of twelve for train, one for val, one for test; spellings that differ in case stay together."""
     short = [s.rstrip(".!?") for s in corpus.chat_sentences(150_000, seed=0) if len(s.split()) <= 4 and s.endswith(".")]
     pools = {"train": [s for i, s in enumerate(short) if i % 12 < 10], "val": short[10::12], "test": short[11::12]}
     earlier = world.SPLITS[: world.SPLITS.index(split)]

@@ -22,8 +22,12 @@ from duplex.vocab import Vocab
 from tests.streaming import check_chunks, check_gradients, check_past_ring, check_rows, prove
 
 WINDOW, SINK = 7, 2
-ENCODER = EncoderConfig(num_mels=20, subsample_width=12, subsample_blocks=2, width=16, num_layers=2, num_heads=2, conv_kernel=3, window_frames=WINDOW)
-BACKBONE = BackboneConfig(width=16, num_layers=2, num_heads=4, num_kv_heads=2, ff_width=24, rope_theta=100.0, sink_frames=SINK, window_frames=WINDOW)
+ENCODER = EncoderConfig(
+    num_mels=20, subsample_width=12, subsample_blocks=2, width=16, num_layers=2, num_heads=2, conv_kernel=3, window_frames=WINDOW
+)
+BACKBONE = BackboneConfig(
+    width=16, num_layers=2, num_heads=4, num_kv_heads=2, ff_width=24, rope_theta=100.0, sink_frames=SINK, window_frames=WINDOW
+)
 TINY = ModelConfig(ENCODER, BACKBONE, vocab_size=40, num_codebooks=2, levels=(4, 3), silence_codes=(3, 7))
 
 

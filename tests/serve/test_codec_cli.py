@@ -11,7 +11,8 @@ import torch
 
 from codec.checkpoint import load_codec
 from duplex.cli import main as duplex
-from serve.codec_cli import CodecReader, encode_stream
+from serve.audio_io import AudioReader
+from serve.codec_cli import encode_stream
 
 
 def write_wav(path: Path, seconds: float = 5.37, rate_hz: int = 24000) -> Path:
@@ -42,7 +43,7 @@ def test_streaming_equals_the_whole_and_the_delay_is_taken_out(tiny_checkpoint: 
     with torch.inference_mode():
         codes = model.encode(padded)
         whole = model.decode(codes)[0, 480 : 480 + len(pcm)].clamp(-1, 1).numpy()
-    with CodecReader(source) as reader:
+    with AudioReader(source, 24000) as reader:
         streamed = torch.cat(list(encode_stream(model, reader)), 1)
     assert torch.equal(streamed, codes)
     assert codec(tiny_checkpoint, "roundtrip", source, tmp_path / "around.wav") == 0

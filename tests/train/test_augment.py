@@ -53,7 +53,9 @@ def test_noise_has_unit_power_and_its_slope() -> None:
 @pytest.mark.parametrize("gain_db", [-15.0, 0.0, 3.0])
 def test_an_utterance_gets_its_level(gain_db: float) -> None:
     for level in (0.05, 1.0):
-        out, factor = augment_utterance(level * tone(300), AugmentConfig((1.1, 1.1), (gain_db, gain_db), (0.0, 0.0)), np.random.default_rng(0))
+        out, factor = augment_utterance(
+            level * tone(300), AugmentConfig((1.1, 1.1), (gain_db, gain_db), (0.0, 0.0)), np.random.default_rng(0)
+        )
         assert np.abs(out).max() == pytest.approx(0.7 * 10 ** (gain_db / 20), rel=0.01)
         assert factor == pytest.approx(1.1) and len(out) == round(16000 / 1.1)
 
@@ -70,7 +72,9 @@ def test_without_noise_or_room_there_is_the_floor() -> None:
     audio = np.concatenate([np.zeros(16000, np.float32), tone(200)])
     out = augment_channel(audio, NONE, np.random.default_rng(0))
     assert np.abs(out - audio).max() < 1e-4
-    floor = augment_channel(np.zeros(64000, np.float32), AugmentConfig(room_probability=0, noise_probability=0, floor_db=(-60, -60)), np.random.default_rng(0))
+    floor = augment_channel(
+        np.zeros(64000, np.float32), AugmentConfig(room_probability=0, noise_probability=0, floor_db=(-60, -60)), np.random.default_rng(0)
+    )
     assert 20 * np.log10(floor.std()) == pytest.approx(-60, abs=1.0)
 
 

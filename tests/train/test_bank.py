@@ -43,7 +43,7 @@ def test_every_planned_sentence_is_there(bank: TinyBank, monkeypatch: pytest.Mon
             assert [w.text for w in u.words] == u.text.split() and u.words[0].start_sample <= 0.01 * rate_hz
             assert all(a.end_sample <= b.start_sample + 1 for a, b in zip(u.words, u.words[1:], strict=False))
             assert u.words[-1].end_sample <= u.num_samples + 1
-            assert np.abs(u.audio).max() == pytest.approx(0.3 * 32767, rel=0.03)
+            assert np.abs(u.audio).max() == pytest.approx(0.3 * 32767, rel=0.15)
 
 
 def test_plans_are_pure_and_hold_what_the_config_says(bank: TinyBank, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,8 @@ def test_codes_are_those_of_the_codec(bank: TinyBank) -> None:
     utterances = list(read_part(bank.folder / "agent"))
     assert len({tuple(row) for u in utterances for row in u.codes.tolist()}) > 2
     for u in utterances[::9]:
-        frames = -(-u.num_samples // 1920) + 1
+        frames = -(-u.num_samples // 1920) + 1  # the last sound whole, and the codec's own delay
+        assert len(u.codes) == frames
         audio = np.zeros((1, frames * 1920), np.float32)
         audio[0, : u.num_samples] = u.audio / 32767.0
         with torch.inference_mode():
@@ -140,7 +141,9 @@ def test_a_changed_file_is_found(copied: SynthConfig, name: str) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
-    with pytest.raises(UserError, match=f"{name} differs from its checksum; delete .*{name.split('.')[1]}.done and run `duplex synth` again"):
+    with pytest.raises(
+        UserError, match=f"{name} differs from its checksum; delete .*{name.split('.')[1]}.done and run `duplex synth` again"
+    ):
         list(read_part(path.parent, verify=True))
 
 

@@ -89,7 +89,7 @@ def test_a_turn_that_is_cut() -> None:
 
 def test_a_turn_that_outlasts_the_timeline() -> None:
     channels = lay(10, 15, num_frames=12)
-    assert channels.text.tolist() == [SIL] * 7 + [BOS, 10, 11, 12, 13]
+    assert channels.text.tolist() == [SIL] * 7 + [BOS, 10, 11, 12, 13, SIL]
     assert channels.codes.tolist()[10:] == [[100, 101], [102, 103]] and EOS not in channels.text
     assert lay(10, 15, num_frames=15).text.tolist()[15] == EOS  # the last prediction
 

@@ -77,7 +77,10 @@ def test_no_voice_is_in_two_splits() -> None:
 
 
 def test_repeat_phrases_of_the_splits_differ_by_more_than_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    sentences = [f"{word} it {i % 90}." for i in range(400) for word in ("Say", "say", "I SAY")] + ["Too many words for a repetition.", "What?"]
+    sentences = [f"{word} it {i % 90}." for i in range(400) for word in ("Say", "say", "I SAY")] + [
+        "Too many words for a repetition.",
+        "What?",
+    ]
     random.Random(0).shuffle(sentences)
     monkeypatch.setattr(train.synth.corpus, "chat_sentences", lambda count, seed: sentences)
     pools = {split: train.synth._repeat_phrases(split) for split in world.SPLITS}
