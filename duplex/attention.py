@@ -83,9 +83,7 @@ class Attention(nn.Module):
         keys = torch.cat([state.keys, k], 2)
         values = torch.cat([state.values, v], 2)
         out = self._attend(q, keys, values, position, torch.cat([self._slot_positions(state.position), position], 1))
-        slot = torch.where(
-            position < self.sink_frames, position, self.sink_frames + (position - self.sink_frames) % self.window_frames
-        )
+        slot = torch.where(position < self.sink_frames, position, self.sink_frames + (position - self.sink_frames) % self.window_frames)
         index = slot[:, None, :, None].expand_as(k)
         state.keys.scatter_(2, index, k)
         state.values.scatter_(2, index, v)

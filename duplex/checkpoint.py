@@ -64,7 +64,9 @@ def load_speaker(name_or_folder: str, device: str = "cpu") -> Speaker:
     folder = _find(name_or_folder)
     for name in ("config.yaml", "model.safetensors", "tokenizer.json"):
         if not (folder / name).is_file():
-            raise CheckpointError(f"{folder} is not a checkpoint: it has no {name}; give {PACKAGED[0]!r} or a folder that `duplex export` wrote")
+            raise CheckpointError(
+                f"{folder} is not a checkpoint: it has no {name}; give {PACKAGED[0]!r} or a folder that `duplex export` wrote"
+            )
     config = _read_config(folder / "config.yaml")
     codec = load_codec(folder / "codec")
     try:
@@ -73,7 +75,9 @@ def load_speaker(name_or_folder: str, device: str = "cpu") -> Speaker:
         raise CheckpointError(f"{folder / 'tokenizer.json'} is damaged ({error}); export or download the checkpoint again") from error
     spoken = (codec.config.num_codebooks, codec.config.levels)
     if vocab.size != config.vocab_size or spoken != (config.num_codebooks, config.levels):
-        raise CheckpointError(f"{folder} does not fit together: config.yaml, tokenizer.json and codec/ differ in vocabulary or codebooks; export it again")
+        raise CheckpointError(
+            f"{folder} does not fit together: config.yaml, tokenizer.json and codec/ differ in vocabulary or codebooks; export it again"
+        )
     model = build_module(DuplexModel, config, folder)
     load_weights(model, folder / "model.safetensors")
     clock = FrameClock(output_hz=codec.config.sample_rate_hz)

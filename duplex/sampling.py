@@ -47,9 +47,7 @@ def sample_text(logits: Tensor, sampling: Sampling, generator: torch.Generator |
     return torch.multinomial(probs, 1, generator=generator)[:, 0]
 
 
-def sample_codes(
-    logits: Tensor, levels: tuple[int, ...], sampling: Sampling, generator: torch.Generator | None = None
-) -> Tensor:
+def sample_codes(logits: Tensor, levels: tuple[int, ...], sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
     """Level logits [B, K, sum(levels)] -> codes [B, K]."""
     digits = []
     for part in logits.split(list(levels), -1):

@@ -93,7 +93,7 @@ def num_frames_for(num_samples: int, config: CodecConfig) -> int:
 
 
 def encode_stream(codec: Codec, reader: AudioReader) -> Iterator[torch.Tensor]:
-    """Codes [1, n, K] of a file read at the codec's rate, a few seconds at a time; enough frames that decoding gives its whole length back."""
+    """Codes [1, n, K] of a file read at the codec's rate, piece by piece; enough frames that decoding gives its whole length back."""
     config = codec.config
     remaining = num_frames_for(reader.num_samples, config)
     silence = np.zeros(config.frame_samples, np.float32)

@@ -122,7 +122,9 @@ def read_part(folder: Path, verify: bool = False, fields: tuple[str, ...] = ("re
         if verify:
             for name, expected in json.loads(files["done"].read_text()).items():
                 if file_sha256(folder / name) != expected:
-                    raise UserError(f"the bank file {folder / name} differs from its checksum; delete {files['done']} and run `duplex synth` again")
+                    raise UserError(
+                        f"the bank file {folder / name} differs from its checksum; delete {files['done']} and run `duplex synth` again"
+                    )
         yield from _read_shard(files, fields)
 
 
@@ -137,8 +139,7 @@ def _read_shard(files: dict[str, Path], fields: tuple[str, ...]) -> Iterator[Utt
         if "recording" in present:
             audio = np.round(cut.load_audio()[0] * 32767.0).astype(np.int16)
         words = tuple(
-            Word(item.symbol, round(item.start * rate), round(item.end * rate))
-            for item in (supervision.alignment or {}).get("word", [])
+            Word(item.symbol, round(item.start * rate), round(item.end * rate)) for item in (supervision.alignment or {}).get("word", [])
         )
         custom = cut.custom or {}
         codes = cut.codes.load().astype(np.int16) if "codes" in present else None

@@ -14,6 +14,7 @@ from codec.checkpoint import load_codec
 from duplex.clock import FrameClock
 from duplex.generate import Tokens, converse
 from duplex.vocab import Vocab
+from train.augment import AugmentConfig
 from train.bank import read_part
 from train.composer import Cast, ComposerConfig, compose, render_user
 from train.timeline import Timeline
@@ -62,7 +63,9 @@ class TurnTaking:
 
 def turn_taking(timelines: list[Timeline], turns: list[list[SpokenTurn]]) -> TurnTaking:
     """Compare what was said with what the timelines ask for."""
-    answered, exact, gaps, false_starts, stopped, count = 0, 0, [], 0, [], 0
+    answered, exact, false_starts, count = 0, 0, 0, 0
+    gaps: list[float] = []
+    stopped: list[float] = []
     for timeline, spoken in zip(timelines, turns, strict=True):
         for i, user in enumerate(timeline.user):
             count += 1
@@ -99,7 +102,14 @@ class DecodeTimelines(lightning.Callback):
     """
 
     def __init__(
-        self, bank: str, user_part: str, answer_parts: list[str], codec: str, every_n_steps: int = 200, num_timelines: int = 12, num_sounds: int = 1
+        self,
+        bank: str,
+        user_part: str,
+        answer_parts: list[str],
+        codec: str,
+        every_n_steps: int = 200,
+        num_timelines: int = 12,
+        num_sounds: int = 1,
     ) -> None:
         self.bank, self.user_part, self.answer_parts, self.codec_dir = Path(bank), user_part, answer_parts, codec
         self.every_n_steps, self.num_timelines, self.num_sounds = every_n_steps, num_timelines, num_sounds
@@ -109,8 +119,6 @@ class DecodeTimelines(lightning.Callback):
     def _prepare(self) -> None:
         answers = {u.text: u for part in self.answer_parts for u in read_part(self.bank / part, fields=("codes",))}
         cast = Cast(list(read_part(self.bank / self.user_part)), answers)
-        from train.augment import AugmentConfig
-
         plain = AugmentConfig(speed=(1.0, 1.0), gain_db=(-6.0, -6.0), tilt=(0.0, 0.0))
         rngs = [np.random.default_rng((77, i)) for i in range(self.num_timelines)]
         self._timelines = [compose(cast, ComposerConfig(), plain, rng) for rng in rngs]

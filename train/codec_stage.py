@@ -30,9 +30,7 @@ class AgentCrops(lightning.LightningDataModule):
         seed: Seed of every draw.
     """
 
-    def __init__(
-        self, bank: str, parts: list[str], num_steps: int, batch_size: int = 8, crop_frames: int = 16, seed: int = 0
-    ) -> None:
+    def __init__(self, bank: str, parts: list[str], num_steps: int, batch_size: int = 8, crop_frames: int = 16, seed: int = 0) -> None:
         super().__init__()
         self.folders = [Path(bank) / part for part in parts]
         self.num_steps, self.batch_size, self.crop_samples, self.seed = num_steps, batch_size, crop_frames * 1920, seed

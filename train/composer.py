@@ -1,7 +1,7 @@
 """Composes conversations: pure functions from utterances and a generator to a `Timeline`, and from that to the user's audio.
 
-    user    [ what is  ...pause...  two plus two ]            [ stop, what is ... ]
-    agent                                        gap [ two plus two is fo          gap [ ...
+user    [ what is  ...pause...  two plus two ]            [ stop, what is ... ]
+agent                                        gap [ two plus two is fo          gap [ ...
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from train.augment import AugmentConfig, augment_channel, augment_utterance
 from train.bank import USER_HZ, Utterance, Word
 from train.timeline import USER_FRAME_SAMPLES, AgentTurn, Timeline, UserTurn
 
-_COMMON = frozenset("the a of is are what after capital opposite your name color nice to meet you i will remember that like says plus minus times and".split())
+_COMMON = frozenset(
+    "the a of is are what after capital opposite your name color nice to meet you i will remember that like says plus minus "
+    "times and".split()
+)
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,9 @@ def _uncut(turn: AgentTurn) -> AgentTurn:
     return replace(turn, cut_frame=turn.start_frame + len(turn.utterance.codes))
 
 
-def _next_question(cast: Cast, told: dict[str, str], last_answer: str | None, kind: str, config: ComposerConfig, rng: Generator) -> Utterance:
+def _next_question(
+    cast: Cast, told: dict[str, str], last_answer: str | None, kind: str, config: ComposerConfig, rng: Generator
+) -> Utterance:
     if told and rng.random() < config.recall_probability:
         skill = f"{list(told)[int(rng.integers(len(told)))]}_ask"
         if skill in cast.by_skill:

@@ -22,7 +22,6 @@ from train.layout import Channels, lay_channels, token_frames
 from train.loader import StepLoader
 from train.timeline import AgentTurn, Timeline
 
-
 _LOG = logging.getLogger(__name__)
 
 
@@ -113,7 +112,7 @@ class Conversations(lightning.LightningDataModule):
         agent = {part: list(read_part(self.bank / part, fields=("codes",))) for part in {*self.answer_parts, *self.speak_parts}}
         self.vocab = self._vocabulary([u.text for part in sorted(agent) for u in agent[part]])
         self.silence = load_codec(self.codec_dir).silence_codes.numpy()
-        self.tokens = {}
+        self.tokens: dict[str, list[tuple[int, int]]] = {}
         for part, utterances in agent.items():
             agent[part] = self._place_tokens(utterances)
         self.pool = [u for part in self.speak_parts for u in agent[part]]

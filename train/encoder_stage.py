@@ -18,7 +18,6 @@ from train.bank import Utterance, read_part
 from train.loader import StepLoader
 from train.schedule import warmup_cosine
 
-
 ALIGN_DELAY_S = 0.1
 _SLOT_SAMPLES = 640  # of two CTC slots a frame
 
@@ -210,7 +209,5 @@ class EncoderStage(lightning.LightningModule):
         """Character error rate of the greedy transcript."""
         ids = self.encoder.ctc_logits(self.encoder(batch.audio)).argmax(-1).tolist()
         references = batch.targets.split(batch.target_lens.tolist())
-        errors = sum(
-            edit_distance(ctc_encode(ctc_decode(row)), reference.tolist()) for row, reference in zip(ids, references, strict=True)
-        )
+        errors = sum(edit_distance(ctc_encode(ctc_decode(row)), reference.tolist()) for row, reference in zip(ids, references, strict=True))
         self.log("val_cer", errors / len(batch.targets), batch_size=len(batch.targets), prog_bar=True)

@@ -89,7 +89,9 @@ def plan_part(part: PartConfig, config: SynthConfig) -> list[Task]:
     for i in range(part.num_exchanges):
         exchange = world.draw(rng, part.split, phrases=phrases)
         tasks.append(
-            Task(f"{part.name}-{i:06d}", exchange.question, rng.choice(voices), _speed(rng), exchange.skill, exchange.answer, exchange.value)
+            Task(
+                f"{part.name}-{i:06d}", exchange.question, rng.choice(voices), _speed(rng), exchange.skill, exchange.answer, exchange.value
+            )
         )
     for i, text in enumerate(_sentences(part)):
         tasks.append(Task(f"{part.name}-s{i:06d}", text, rng.choice(voices), _speed(rng), "sentence"))

@@ -66,9 +66,7 @@ def load_engine(name: str) -> Engine:
     try:
         return getattr(importlib.import_module(module), cls)()
     except (ImportError, OSError) as error:
-        raise UserError(
-            f"speech engine {name!r} cannot start ({error}); install its package as README's section on data says"
-        ) from error
+        raise UserError(f"speech engine {name!r} cannot start ({error}); install its package as README's section on data says") from error
 
 
 def match_words(text: str, spans: list[tuple[float, float]]) -> tuple[WordTime, ...]:

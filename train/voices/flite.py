@@ -55,12 +55,13 @@ class FliteEngine:
         utterance = ctypes.c_void_p(lib.flite_synth_text(text.encode(), handle))
         wave = lib.utt_wave(utterance).contents
         audio = np.ctypeslib.as_array(wave.samples, (wave.num_samples,)).astype(np.float32) / 32768.0
-        spans = []
+        spans: list[tuple[float, float]] = []
         item = lib.relation_head(ctypes.c_void_p(lib.utt_relation(utterance, b"Word")))
         while item:
             first = b"R:SylStructure.daughter1.daughter1.R:Segment.p.end"
             last = b"R:SylStructure.daughtern.daughtern.R:Segment.end"
-            spans.append(tuple(float(lib.flite_ffeature_float(ctypes.c_void_p(item), f)) for f in (first, last)))
+            begin, end = (float(lib.flite_ffeature_float(ctypes.c_void_p(item), feature)) for feature in (first, last))
+            spans.append((begin, end))
             item = lib.item_next(ctypes.c_void_p(item))
         rate = wave.sample_rate
         lib.delete_utterance(utterance)

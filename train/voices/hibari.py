@@ -85,9 +85,7 @@ def speaker_shift(voice: str) -> tuple[float, float, float, float]:
     """
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(voice.encode()).digest()[:8], "big"))
     kind = voice.split("-")[0]
-    formant, pitch = {"male": ((0.82, 0.95), (0.48, 0.72)), "child": ((1.1, 1.22), (1.15, 1.5))}.get(
-        kind, ((0.94, 1.1), (0.8, 1.15))
-    )
+    formant, pitch = {"male": ((0.82, 0.95), (0.48, 0.72)), "child": ((1.1, 1.22), (1.15, 1.5))}.get(kind, ((0.94, 1.1), (0.8, 1.15)))
     return (rng.uniform(*formant), rng.uniform(*pitch), rng.uniform(0.5, 1.5), rng.uniform(-0.8, 0.6))
 
 

@@ -72,7 +72,7 @@ def _word_spans(phonemes: list[str], durations: np.ndarray) -> list[tuple[float,
             if current:
                 spans.append(current)
             current = None
-        elif char not in ";:,.!?—…\"“”":
+        elif char not in ';:,.!?—…"“”':
             current = (current[0] if current else float(edges[i + 1]), float(edges[i + 2]))
     return spans
 
