@@ -14,7 +14,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="duplex eval", description="Measure a system on benchmark suites: a table and a report folder, then one JSON line a suite."
     )
-    parser.add_argument("suites", nargs="+", metavar="SUITE", help="answers, turns, impatient, listening")
+    parser.add_argument("suites", nargs="+", metavar="SUITE", help="answers, turns, impatient, listening, codec")
     parser.add_argument("--system", default="pocket", help="pocket, a checkpoint directory, wavs:DIR or truth (default: %(default)s)")
     parser.add_argument("--n", type=int, default=200, help="conversations a suite (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of scenarios, sampling and intervals (default: %(default)s)")
@@ -37,19 +37,34 @@ def main(argv: list[str]) -> None:
     from eval.suites import default_judge, run_suite
     from eval.systems import load_system
 
+    known = (*BUILDERS, "codec")
     for suite in args.suites:
-        if suite not in BUILDERS:
-            raise UserError(f"suite {suite!r} is unknown; use one or more of {', '.join(BUILDERS)}")
+        if suite not in known:
+            raise UserError(f"suite {suite!r} is unknown; use one or more of {', '.join(known)}")
     if min(args.n, args.batch) < 1 or args.seed < 0:
         raise UserError(f"--n {args.n}, --batch {args.batch}, --seed {args.seed}: --n and --batch must be at least 1, --seed at least 0")
-    pool = load_pool(args.bank, args.split)
-    system = load_system(args.system, args.device, args.seed)
-    judge = default_judge()
-    runs = []
-    for suite in dict.fromkeys(args.suites):
-        with _progress(suite, args.n) as done:
-            runs.append(run_suite(suite, system, pool, judge, args.n, args.seed, args.batch, done))
+    suites = list(dict.fromkeys(args.suites))
+    runs = [_codec(args)] if "codec" in suites else []
+    suites = [suite for suite in suites if suite != "codec"]
+    if suites:
+        pool = load_pool(args.bank, args.split)
+        system = load_system(args.system, args.device, args.seed)
+        judge = default_judge()
+        for suite in suites:
+            with _progress(suite, args.n) as done:
+                runs.append(run_suite(suite, system, pool, judge, args.n, args.seed, args.batch, done))
     _finish(runs, args.out)
+
+
+def _codec(args: argparse.Namespace):
+    from duplex.checkpoint import load_speaker
+    from eval.asr import WhisperAsr
+    from eval.codec_quality import dnsmos_overall, held_out_sentences, run_codec_suite
+
+    sentences = held_out_sentences(args.bank, args.n)
+    codec = load_speaker(args.system).codec
+    with _progress("codec", len(sentences)) as done:
+        return run_codec_suite(codec, args.system, sentences, WhisperAsr(), dnsmos_overall, args.seed, done)
 
 
 def _finish(runs: list, out: Path) -> None:

@@ -38,6 +38,7 @@ class PartConfig:
         num_exchanges: Questions drawn from the world (user) .
         num_sentences: Sentences of the chat corpus added, from `sentence_offset` on.
         answers_to: Agent only: user parts whose answers are spoken.
+        fixed_answers: Agent only: also speak every answer that does not depend on a question's values.
         seed: Seed of every draw.
     """
 
@@ -49,6 +50,7 @@ class PartConfig:
     num_sentences: int = 0
     sentence_offset: int = 0
     answers_to: tuple[str, ...] = ()
+    fixed_answers: bool = True
     seed: int = 0
 
 
@@ -118,9 +120,11 @@ def _repeat_phrases(split: str) -> list[str]:
 
 
 def _plan_agent(part: PartConfig, config: SynthConfig) -> list[Task]:
-    texts: dict[str, None] = dict.fromkeys(world.memory_answers())
-    for name in ("talk", "long"):
-        texts.update(dict.fromkeys(entry["answer"] for entry in world.skills()[name].values()))
+    texts: dict[str, None] = {}
+    if part.fixed_answers:
+        texts.update(dict.fromkeys(world.memory_answers()))
+        for name in ("talk", "long"):
+            texts.update(dict.fromkeys(entry["answer"] for entry in world.skills()[name].values()))
     by_name = {p.name: p for p in config.parts}
     for name in part.answers_to:
         if name not in by_name:
