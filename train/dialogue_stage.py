@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 import lightning
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from duplex.channels import code_digits
@@ -104,7 +106,7 @@ class DialogueStage(lightning.LightningModule):
         corruption: Largest rate of `corrupt_codes`.
         loss: Weights.
         init_encoder: Lightning checkpoint of the encoder stage.
-        init_model: Lightning checkpoint of an earlier speak or dialogue stage.
+        init_model: Lightning checkpoint of an earlier speak or dialogue stage, or an exported checkpoint folder.
     """
 
     def __init__(
@@ -178,7 +180,15 @@ class DialogueStage(lightning.LightningModule):
 
 
 def stage_weights(path: str, prefix: str) -> dict[str, Tensor]:
-    """The weights under `prefix` of a Lightning checkpoint, without the prefix."""
+    """Weights to start from.
+
+    Args:
+        path: A Lightning checkpoint, or a checkpoint folder that `duplex export` wrote.
+        prefix: Where a Lightning checkpoint has them, `model.` for one.
+    """
+    if Path(path).is_dir():
+        tensors = load_file(Path(path) / "model.safetensors")
+        return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 

@@ -254,3 +254,10 @@ def test_a_trained_model_is_exported_and_loads(bank: TinyBank, tmp_path: Path) -
 def test_a_missing_bank_part_is_one_sentence(bank: TinyBank, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no utterance bank part at .*nobody"):
         fit(EncoderStage(1, bank.model.encoder), UserSpeech(str(bank.folder), ["nobody"], 1, augment=AugmentConfig()))
+
+
+def test_a_stage_may_start_from_an_exported_checkpoint(tiny_checkpoint: Path) -> None:
+    exported = load_speaker(str(tiny_checkpoint)).model.state_dict()
+    weights = stage_weights(str(tiny_checkpoint), "model.")
+    assert weights.keys() == exported.keys()
+    assert all(torch.equal(weights[k], exported[k]) for k in exported)
