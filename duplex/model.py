@@ -46,6 +46,7 @@ class TrainOutput:
     """A teacher-forced pass."""
 
     logits: Logits
+    hidden: Tensor  # [B, T, D], what the heads read
     encoded: Tensor | None  # [B, T, D_enc], None without a user channel
 
 
@@ -117,7 +118,7 @@ class DuplexModel(nn.Module):
             encoded = self.encoder(audio)
         user = None if encoded is None else self.adapter(encoded)
         hidden = self.backbone(self.fusion(user, text, codes))
-        return TrainOutput(Logits(self.heads.text_logits(hidden), self.heads.level_logits(hidden)), encoded)
+        return TrainOutput(Logits(self.heads.text_logits(hidden), self.heads.level_logits(hidden)), hidden, encoded)
 
     @torch.inference_mode()
     def step(

@@ -18,7 +18,7 @@ from duplex.vocab import Vocab, ctc_encode
 from train.augment import AugmentConfig
 from train.bank import Utterance, read_part
 from train.composer import Cast, ComposerConfig, compose, render_user
-from train.layout import Channels, lay_channels, token_frames
+from train.layout import Channels, lay_channels, lay_heard, token_frames
 from train.loader import StepLoader
 from train.timeline import AgentTurn, Timeline
 
@@ -35,6 +35,7 @@ class ConversationBatch:
         speaking: [B, T] frames whose codes are the agent's speech.
         scripted: [B] rows whose text follows from nothing heard (speak rows): no loss on their text.
         audio: [B, T * 1280] the user, None in the speak stage.
+        heard: [B, T] the user's words as tokens, from the frame after each word's end; -100 is unknown.
         targets, target_lens: Transcripts of the user as CTC ids, in a row, and their lengths [B].
     """
 
@@ -43,6 +44,7 @@ class ConversationBatch:
     speaking: Tensor
     scripted: Tensor
     audio: Tensor | None
+    heard: Tensor
     targets: Tensor
     target_lens: Tensor
 
@@ -148,12 +150,13 @@ class Conversations(lightning.LightningDataModule):
         """The conversations of one step."""
         rng = np.random.default_rng((self.seed, step))
         alone = self.speak_fraction >= 1
-        rows, audio, transcripts, scripted = [], [], [], []
+        rows, audio, heard, transcripts, scripted = [], [], [], [], []
         for _ in range(self.batch_size):
             speak = alone or rng.random() < self.speak_fraction
             timeline, channels = self._row(speak, rng)
             rows.append(channels)
             scripted.append(speak)
+            heard.append(lay_heard(timeline, self.vocab))
             if not alone:
                 audio.append(render_user(timeline, self.augment, rng))
                 transcripts.append(ctc_encode(" ".join(turn.utterance.text for turn in timeline.user)))
@@ -163,6 +166,7 @@ class Conversations(lightning.LightningDataModule):
             torch.from_numpy(np.stack([r.speaking for r in rows])),
             torch.tensor(scripted),
             None if alone else torch.from_numpy(np.stack(audio)),
+            torch.from_numpy(np.stack(heard)),
             torch.tensor([i for t in transcripts for i in t], dtype=torch.long),
             torch.tensor([len(t) for t in transcripts], dtype=torch.long),
         )

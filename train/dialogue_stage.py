@@ -30,6 +30,8 @@ class LossConfig:
         silent_codes: Weight of frames in which the agent is silent, in the code channels.
         scripted_text: Weight of the text of speak rows.
         ctc: Of the encoder's auxiliary CTC.
+        heard: Of recognizing the user's words from the backbone's hidden states, which makes the backbone listen to every word.
+        heard_sil: Weight, inside it, of frames after which no word has just ended.
     """
 
     text: float = 3.0
@@ -40,6 +42,8 @@ class LossConfig:
     silent_codes: float = 0.1
     scripted_text: float = 0.1
     ctc: float = 0.3
+    heard: float = 1.0
+    heard_sil: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,22 @@ class Losses:
     text: Tensor
     codes: Tensor
     ctc: Tensor
+    heard: Tensor
     word_accuracy: Tensor
     level_accuracy: Tensor
 
 
-def dialogue_losses(model: DuplexModel, output: TrainOutput, batch: ConversationBatch, config: LossConfig) -> Losses:
-    """Weighted mean losses; every mask that multiplies also divides."""
+def heard_loss(logits: Tensor, heard: Tensor, sil_weight: float) -> Tensor:
+    """Weighted mean cross entropy of the user's words; logits [B, T, V], heard [B, T] with -100 where unknown."""
+    weight = torch.where(heard == Vocab.sil, sil_weight, 1.0) * (heard >= 0)
+    loss = nn.functional.cross_entropy(logits.float().transpose(1, 2), heard, reduction="none", ignore_index=-100)
+    return (loss * weight).sum() / weight.sum().clamp_min(1e-6)
+
+
+def dialogue_losses(
+    model: DuplexModel, output: TrainOutput, batch: ConversationBatch, config: LossConfig, listener: nn.Linear | None = None
+) -> Losses:
+    """Weighted mean losses; every mask that multiplies also divides. `listener` maps hidden states to the user's words."""
     target = batch.text[:, 1:]
     weight = torch.full(target.shape, config.token)
     for token, value in ((Vocab.sil, config.sil), (Vocab.bos, config.bos), (Vocab.eos, config.eos)):
@@ -74,11 +88,14 @@ def dialogue_losses(model: DuplexModel, output: TrainOutput, batch: Conversation
     ctc = text.new_zeros(())
     if output.encoded is not None:
         ctc = ctc_loss(model.encoder, output.encoded, batch.targets, batch.target_lens)
+    heard = text.new_zeros(())
+    if listener is not None and output.encoded is not None:
+        heard = heard_loss(listener(output.hidden.float()), batch.heard, config.heard_sil)
     is_word = (target > Vocab.eos) & ~batch.scripted[:, None]
     word_accuracy = ((text_logits.argmax(-1) == target) & is_word).sum() / is_word.sum().clamp_min(1)
-    total = config.text * text + codes + config.ctc * ctc
+    total = config.text * text + codes + config.ctc * ctc + config.heard * heard
     speaking = batch.speaking.sum().clamp_min(1) * len(model.config.levels)
-    return Losses(total, text, codes, ctc, word_accuracy, hits / speaking)
+    return Losses(total, text, codes, ctc, heard, word_accuracy, hits / speaking)
 
 
 def corrupt_codes(codes: Tensor, generator: torch.Generator, most: float) -> Tensor:
@@ -128,6 +145,7 @@ class DialogueStage(lightning.LightningModule):
         self.freeze_encoder_steps, self.corruption = freeze_encoder_steps, corruption
         self.init_encoder, self.init_model = init_encoder, init_model
         self.model: DuplexModel | None = None
+        self.listener: nn.Linear | None = None
 
     def configure_model(self) -> None:
         """Build the model once the data is known."""
@@ -138,6 +156,7 @@ class DialogueStage(lightning.LightningModule):
         config = dataclasses.replace(self.config, vocab_size=data.vocab.size, silence_codes=tuple(int(c) for c in data.silence))
         self.model = DuplexModel(config)
         self.model.fusion.text.set_spelling(data.vocab.char_ids())
+        self.listener = nn.Linear(config.backbone.width, config.vocab_size)  # for training alone
         if self.init_model:
             self.model.load_state_dict(stage_weights(self.init_model, "model."))
         if self.init_encoder:
@@ -148,7 +167,7 @@ class DialogueStage(lightning.LightningModule):
         assert self.model is not None
         encoder = list(self.model.encoder.parameters())
         known = {id(p) for p in encoder}
-        others = [p for p in self.model.parameters() if id(p) not in known]
+        others = [p for p in self.parameters() if id(p) not in known]
         groups = [{"params": others, "lr": self.learning_rate}, {"params": encoder, "lr": self.encoder_learning_rate}]
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01)
         schedule = warmup_cosine(optimizer, self.warmup_steps, self.num_steps)
@@ -167,8 +186,8 @@ class DialogueStage(lightning.LightningModule):
         with torch.autocast(self.device.type, torch.bfloat16):
             encoded = None if features is None else self._encode(features)
             output = model(batch.text[:, :-1], previous, encoded=encoded)
-        losses = dialogue_losses(model, output, batch, self.loss_config)
-        names = ("text", "codes", "ctc", "word_accuracy", "level_accuracy")
+        losses = dialogue_losses(model, output, batch, self.loss_config, self.listener)
+        names = ("text", "codes", "ctc", "heard", "word_accuracy", "level_accuracy")
         self.log_dict({name: getattr(losses, name) for name in names}, prog_bar=True)
         return losses.total
 

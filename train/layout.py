@@ -16,7 +16,7 @@ import numpy as np
 from duplex.errors import UserError
 from duplex.vocab import Vocab
 from train.bank import Utterance
-from train.timeline import AgentTurn, Timeline
+from train.timeline import USER_FRAME_SAMPLES, AgentTurn, Timeline
 
 AGENT_FRAME_SAMPLES = 1920
 
@@ -99,3 +99,25 @@ def _lay_turn(turn: AgentTurn, tokens, text: np.ndarray, codes: np.ndarray, spea
             text[at] = token
     if turn.cut_frame < len(text):
         text[turn.cut_frame] = Vocab.eos
+
+
+def lay_heard(timeline: Timeline, vocab: Vocab) -> np.ndarray:
+    """What the user said, as tokens [T] to be recognized: each word's tokens one a frame from the frame after its end.
+
+    `sil` where no word has just ended; -100 from the start of a turn whose word times are not known to a second after its end.
+    """
+    heard = np.full(timeline.num_frames, Vocab.sil, np.int64)
+    for turn in timeline.user:
+        if not turn.utterance.words:
+            heard[turn.start_sample // USER_FRAME_SAMPLES : turn.end_frame + 12] = -100
+            continue
+        free = 0
+        for word in turn.utterance.words:
+            after = (turn.start_sample + word.end_sample) // USER_FRAME_SAMPLES + 1
+            for ids in vocab.encode_words(word.text):
+                for token in ids:
+                    at = max(after, free)
+                    free = at + 1
+                    if at < len(heard):
+                        heard[at] = token
+    return heard

@@ -10,8 +10,8 @@ import pytest
 from duplex.errors import UserError
 from duplex.vocab import Vocab
 from train.bank import Utterance, Word
-from train.layout import lay_channels, token_frames
-from train.timeline import AgentTurn, Timeline
+from train.layout import lay_channels, lay_heard, token_frames
+from train.timeline import AgentTurn, Timeline, UserTurn
 
 SIL, BOS, EOS = Vocab.sil, Vocab.bos, Vocab.eos
 QUIET = [9, 9]
@@ -99,3 +99,23 @@ def test_the_lead_moves_text_alone() -> None:
     assert near.text.tolist().index(BOS) == 8 and far.text.tolist().index(BOS) == 6
     assert near.text.tolist().index(EOS) == far.text.tolist().index(EOS) == 15
     assert np.array_equal(near.codes, far.codes)
+
+
+def user_turn(words: tuple[Word, ...], start_frame: int, num_frames: int) -> UserTurn:
+    said = Utterance("u", "what is", "v", np.zeros(num_frames * 1280, np.float32), 16000, words)
+    return UserTurn(said, start_frame * 1280)
+
+
+def test_what_was_heard_follows_each_word() -> None:
+    words = (Word("what", 0, 1000), Word("is", 1500, 3000))  # ending in frames 2 and 4 of the timeline
+    heard = lay_heard(Timeline(10, (user_turn(words, 2, 3),), ()), VOCAB)
+    assert heard.tolist() == [SIL, SIL, SIL, 10, 11, 10, SIL, SIL, SIL, SIL]
+
+
+def test_heard_tokens_never_share_a_frame_nor_leave_the_timeline() -> None:
+    words = (Word("whatever", 0, 500), Word("is", 500, 1000))
+    assert lay_heard(Timeline(6, (user_turn(words, 1, 2),), ()), VOCAB).tolist() == [SIL, SIL, 10, 11, 12, 13]
+
+
+def test_what_was_heard_is_unknown_without_word_times() -> None:
+    assert lay_heard(Timeline(18, (user_turn((), 2, 3),), ()), VOCAB).tolist() == [SIL] * 2 + [-100] * 15 + [SIL]

@@ -211,18 +211,18 @@ def test_losses_are_weighted_means(bank: TinyBank) -> None:
     model = DuplexModel(bank.model)
     text = torch.tensor([[0, Vocab.bos, 9, Vocab.eos, 0], [0, 9, 9, 9, 9]])
     codes, speaking = torch.zeros(2, 4, 2, dtype=torch.long), torch.tensor([[True, False, False, True], [False] * 4])
-    batch = ConversationBatch(text, codes, speaking, torch.tensor([False, True]), None, torch.zeros(0), torch.zeros(0))
+    batch = ConversationBatch(text, codes, speaking, torch.tensor([False, True]), None, torch.zeros(2, 4), torch.zeros(0), torch.zeros(0))
     logits = Logits(torch.zeros(2, 4, 40), torch.zeros(2, 4, 2, 7))
     config = LossConfig(text=2.0, sil=0.5, bos=3.0, eos=4.0, token=1.5, silent_codes=0.1, scripted_text=0.1)
-    even = dialogue_losses(model, TrainOutput(logits, None), batch, config)
+    even = dialogue_losses(model, TrainOutput(logits, torch.zeros(2, 4, 16), None), batch, config)
     assert float(even.text) == pytest.approx(np.log(40), abs=1e-4)
     assert float(even.codes) == pytest.approx(2 * np.log(4 * 3), abs=1e-4)  # summed over codebooks and digits
     assert float(even.total) == pytest.approx(2 * np.log(40) + 2 * np.log(12), abs=1e-4)
     logits.text[0, 0, Vocab.bos] = 50.0  # one target out of bos 3, token 1.5, eos 4, sil 0.5 and 4 scripted tokens of 0.15
-    right = dialogue_losses(model, TrainOutput(logits, None), batch, config)
+    right = dialogue_losses(model, TrainOutput(logits, torch.zeros(2, 4, 16), None), batch, config)
     assert float(right.text) == pytest.approx(np.log(40) * 6.6 / 9.6, abs=1e-4)
     logits.levels[0, 1, :, 0] = 50.0  # a silent frame: 0.1 of 2 * 1 + 6 * 0.1
-    assert float(dialogue_losses(model, TrainOutput(logits, None), batch, config).codes) == pytest.approx(
+    assert float(dialogue_losses(model, TrainOutput(logits, torch.zeros(2, 4, 16), None), batch, config).codes) == pytest.approx(
         2 * (np.log(3) + np.log(4) * 2.5 / 2.6), abs=1e-4
     )
 
