@@ -25,7 +25,7 @@ def clean_sentence(text: str, max_words: int = 16) -> str | None:
         return None
     if _REFUSED.search(text) or any(len(w) > 14 or (len(w) > 1 and w.isupper()) for w in words):
         return None
-    if len({w.lower() for w in words}) < 0.7 * len(words) or not all(re.search(r"[aeiouyAEIOUY]", w) for w in words):
+    if not all(re.search(r"[aeiouyAEIOUY]", w) for w in words):
         return None
     text = " ".join(words)
     text = text[0].upper() + text[1:]
