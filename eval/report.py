@@ -32,10 +32,11 @@ def write_report(runs: Sequence[SuiteRun], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for run in runs:
             suite = run.result["suite"]
-            with whole(folder / f"{suite}-latency.png") as path:
-                _draw_latency(run, path)
-            with whole(folder / f"{suite}-timelines.png") as path:
-                _draw_timelines(run.conversations[:MAX_TIMELINES], path)
+            if run.conversations:
+                with whole(folder / f"{suite}-latency.png") as path:
+                    _draw_latency(run, path)
+                with whole(folder / f"{suite}-timelines.png") as path:
+                    _draw_timelines(run.conversations[:MAX_TIMELINES], path)
             for conversation in run.conversations[:MAX_WAVS]:
                 with whole(folder / "wavs" / f"{conversation.scenario.id}.wav") as path:
                     _write_wav(conversation, path)

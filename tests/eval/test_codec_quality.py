@@ -10,6 +10,7 @@ import pytest
 from codec.checkpoint import load_codec
 from duplex.cli import main as duplex
 from eval.codec_quality import Sentence, figures, measure, roundtrip, run_codec_suite
+from eval.report import write_report
 from eval.suites import summarize
 from train.bank import Utterance
 
@@ -53,6 +54,13 @@ def test_the_suite_reports_progress_and_json_fields(tiny_checkpoint: Path, utter
     assert told == [1, 2]
     assert (run.result["suite"], run.result["system"], run.result["n"], run.result["seed"]) == ("codec", "tiny", 2, 7)
     assert run.result["wer_added"] == 0.0 and set(run.result["ci95"]) == set(run.result["counts"])
+
+
+def test_a_report_without_conversations_has_no_pictures(tiny_checkpoint: Path, utterance: Utterance, tmp_path: Path) -> None:
+    codec = load_codec(tiny_checkpoint / "codec")
+    run = run_codec_suite(codec, "tiny", [utterance], lambda a: "it is four", lambda a: 3.0, 7, lambda done: None)
+    write_report([run], tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} >= {"report.md", "report.json"} and not list(tmp_path.glob("*.png"))
 
 
 def test_missing_sentences_say_how_to_make_them(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
