@@ -125,10 +125,11 @@ def read_part(folder: Path, verify: bool = False, fields: tuple[str, ...] = ("re
                     raise UserError(
                         f"the bank file {folder / name} differs from its checksum; delete {files['done']} and run `duplex synth` again"
                     )
-        yield from _read_shard(files, fields)
+        yield from read_shard(files, fields)
 
 
-def _read_shard(files: dict[str, Path], fields: tuple[str, ...]) -> Iterator[Utterance]:
+def read_shard(files: dict[str, Path], fields: tuple[str, ...]) -> Iterator[Utterance]:
+    """Read one shard by the paths of its files, finished part or not; `fields` as in `read_part`."""
     from lhotse import CutSet
 
     present = {f: [str(files[f])] for f in ("cuts", *fields) if files[f].exists()}

@@ -116,7 +116,7 @@ def compose(cast: Cast, config: ComposerConfig, augment: AugmentConfig, rng: Gen
     start = int(rng.integers(2 * USER_FRAME_SAMPLES, 14 * USER_FRAME_SAMPLES))
     kind = "question"
     while True:
-        question = _next_question(cast, told, last_answer, kind, config, rng)
+        question = _next_question(cast, told, last_answer, config, rng)
         answer = cast.answers.get(answer_to(question, told, last_answer) or "")
         if answer is None:
             continue
@@ -148,9 +148,7 @@ def _uncut(turn: AgentTurn) -> AgentTurn:
     return replace(turn, cut_frame=turn.start_frame + len(turn.utterance.codes))
 
 
-def _next_question(
-    cast: Cast, told: dict[str, str], last_answer: str | None, kind: str, config: ComposerConfig, rng: Generator
-) -> Utterance:
+def _next_question(cast: Cast, told: dict[str, str], last_answer: str | None, config: ComposerConfig, rng: Generator) -> Utterance:
     if told and rng.random() < config.recall_probability:
         skill = f"{list(told)[int(rng.integers(len(told)))]}_ask"
         if skill in cast.by_skill:

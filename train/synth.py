@@ -20,7 +20,7 @@ import numpy as np
 
 from duplex.errors import UserError
 from train import corpus, world
-from train.bank import AGENT_HZ, USER_HZ, check_part, done_shards, mark_done, read_part, shard_files
+from train.bank import AGENT_HZ, USER_HZ, check_part, done_shards, mark_done, read_shard, shard_files
 from train.voices import Speech, load_engine
 
 SHARD_SIZE = 500
@@ -246,7 +246,7 @@ def encode_part(folder: Path, codec_dir: str) -> None:
         return
     for index in range(meta["num_shards"]):
         files = shard_files(folder, index)
-        utterances = list(_one_shard(folder, index))
+        utterances = list(read_shard(files, ("recording",)))
         order = sorted(range(len(utterances)), key=lambda i: utterances[i].num_samples)
         codes: dict[int, np.ndarray] = {}
         for batch in (order[i : i + 16] for i in range(0, len(order), 16)):
@@ -268,12 +268,3 @@ def encode_part(folder: Path, codec_dir: str) -> None:
         shutil.rmtree(work)
         mark_done(folder, index)
     stamp.write_text(json.dumps({"encoder": digest}))
-
-
-def _one_shard(folder: Path, index: int):
-    from train.bank import _read_shard
-
-    return _read_shard(shard_files(folder, index), ("recording",))
-
-
-__all__ = ["PartConfig", "SynthConfig", "Task", "build_part", "encode_part", "plan_part", "read_part", "trim_bounds"]
