@@ -19,6 +19,19 @@ def mel_filters(num_bins: int, sample_rate_hz: int, num_mels: int) -> Tensor:
     return torch.minimum(-slopes[:, :-2] / width[:-1], slopes[:, 2:] / width[1:]).clamp_min(0.0)
 
 
+def slaney_filters(num_bins: int, sample_rate_hz: int, num_mels: int) -> Tensor:
+    """Triangular filters of equal area on Slaney's mel scale, [num_bins, num_mels] (as librosa and Whisper have them)."""
+    bins_hz = torch.linspace(0, sample_rate_hz / 2, num_bins, dtype=torch.float64)
+    knee_mel, log_step = 15.0, math.log(6.4) / 27.0  # 1 kHz: linear below, logarithmic above
+    top = knee_mel + math.log(sample_rate_hz / 2 / 1000.0) / log_step
+    mels = torch.linspace(0.0, top, num_mels + 2, dtype=torch.float64)
+    edges_hz = torch.where(mels < knee_mel, mels * 200.0 / 3.0, 1000.0 * torch.exp((mels - knee_mel) * log_step))
+    width = edges_hz.diff()
+    slopes = edges_hz[None, :] - bins_hz[:, None]
+    triangles = torch.minimum(-slopes[:, :-2] / width[:-1], slopes[:, 2:] / width[1:]).clamp_min(0.0)
+    return (triangles * 2.0 / (edges_hz[2:] - edges_hz[:-2])).float()
+
+
 @dataclass
 class MelState:
     """The last samples that later windows still need."""
@@ -39,16 +52,20 @@ class LogMel(nn.Module):
         hop_samples: Step between windows.
         num_mels: Bands.
         floor: Energy added before the logarithm.
+        filters: [fft_samples // 2 + 1, num_mels]; those of `mel_filters` unless given.
     """
 
     window: Tensor
     filters: Tensor
 
-    def __init__(self, sample_rate_hz: int, fft_samples: int, hop_samples: int, num_mels: int, floor: float = 1e-5) -> None:
+    def __init__(
+        self, sample_rate_hz: int, fft_samples: int, hop_samples: int, num_mels: int, floor: float = 1e-5, filters: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.fft_samples, self.hop_samples, self.floor = fft_samples, hop_samples, floor
         self.register_buffer("window", torch.hann_window(fft_samples), persistent=False)
-        self.register_buffer("filters", mel_filters(fft_samples // 2 + 1, sample_rate_hz, num_mels), persistent=False)
+        filters = mel_filters(fft_samples // 2 + 1, sample_rate_hz, num_mels) if filters is None else filters
+        self.register_buffer("filters", filters, persistent=False)
 
     def init_state(self, batch: int) -> MelState:
         """Silence before the first sample."""

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from codec.checkpoint import CheckpointError, build_config, build_module, load_codec, load_weights, save_codec
 from codec.model import Codec
 from duplex.clock import FrameClock
-from duplex.config import BackboneConfig, EncoderConfig, ModelConfig
+from duplex.config import BackboneConfig, ModelConfig
+from duplex.encoder import ENCODER_CONFIGS
 from duplex.model import DuplexModel
 from duplex.vocab import Vocab
 
@@ -100,8 +101,14 @@ def _read_config(path: Path) -> ModelConfig:
         raise CheckpointError(f"{path} is damaged: it is not YAML; export the checkpoint again") from error
     if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
         raise CheckpointError(f"{path} is not of format {FORMAT}; export the checkpoint again with this version")
-    nested = {"encoder": EncoderConfig, "backbone": BackboneConfig}
-    parts = {key: build_config(path, cls, data.pop(key, {}), key + ".") for key, cls in nested.items()}
+    encoder = data.pop("encoder", {})
+    kind = encoder.get("kind", "fastconformer") if isinstance(encoder, dict) else "fastconformer"
+    if kind not in ENCODER_CONFIGS:
+        raise CheckpointError(f"{path} has the unknown encoder.kind {kind!r}; this version has {', '.join(ENCODER_CONFIGS)}")
+    parts = {
+        "encoder": build_config(path, ENCODER_CONFIGS[kind], encoder, "encoder."),
+        "backbone": build_config(path, BackboneConfig, data.pop("backbone", {}), "backbone."),
+    }
     return build_config(path, ModelConfig, {**data, **parts})
 
 

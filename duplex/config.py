@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
-class EncoderConfig:
+class FastConformerConfig:
     """Causal FastConformer over log-mel frames.
 
     Attributes:
@@ -15,6 +16,7 @@ class EncoderConfig:
         width, num_layers, num_heads, ff_mult, conv_kernel: Conformer layers at 12.5 Hz.
         window_frames: How many frames a layer attends back.
         ctc_per_frame: Characters the auxiliary CTC head may write a frame.
+        kind: Which encoder this is the shape of.
     """
 
     num_mels: int = 80
@@ -27,6 +29,31 @@ class EncoderConfig:
     conv_kernel: int = 5
     window_frames: int = 40
     ctc_per_frame: int = 2
+    kind: Literal["fastconformer"] = "fastconformer"
+
+
+@dataclass(frozen=True)
+class WhisperConfig:
+    """Whisper's encoder made causal; the defaults are the shape of whisper-tiny.en.
+
+    Attributes:
+        num_mels: Mel bands.
+        token_width, num_layers, num_heads, ff_width: Transformer layers at 50 Hz.
+        window_tokens: How many tokens of 20 ms a layer attends back.
+        width: Of the vector that stands for the four tokens of a frame.
+        ctc_per_frame: Characters the auxiliary CTC head may write a frame.
+        kind: Which encoder this is the shape of.
+    """
+
+    num_mels: int = 80
+    token_width: int = 384
+    num_layers: int = 4
+    num_heads: int = 6
+    ff_width: int = 1536
+    window_tokens: int = 64
+    width: int = 384
+    ctc_per_frame: int = 2
+    kind: Literal["whisper"] = "whisper"
 
 
 @dataclass(frozen=True)
@@ -64,7 +91,7 @@ class ModelConfig:
         silence_codes: The codec's own silence, K codes; the code channel before the first frame.
     """
 
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    encoder: FastConformerConfig | WhisperConfig = field(default_factory=FastConformerConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     vocab_size: int = 1000
     num_codebooks: int = 4

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from duplex.backbone import Backbone, BackboneState
 from duplex.channels import Fusion, Heads
 from duplex.config import ModelConfig
-from duplex.encoder import CausalFastConformer, EncoderState
+from duplex.encoder import EncoderState, build_encoder
 from duplex.sampling import Sampling, sample_codes, sample_text
 from duplex.vocab import Vocab
 
@@ -82,7 +82,7 @@ class DuplexModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = CausalFastConformer(config.encoder)
+        self.encoder = build_encoder(config.encoder)
         self.adapter = Adapter(config.encoder.width, config.backbone.width)
         self.fusion = Fusion(config)
         self.backbone = Backbone(config.backbone)

@@ -18,7 +18,7 @@ from codec.model import Codec
 from duplex.checkpoint import Speaker, load_speaker
 from duplex.cli import run
 from duplex.clock import FRAME_MS, FrameClock
-from duplex.config import BackboneConfig, EncoderConfig, ModelConfig
+from duplex.config import BackboneConfig, FastConformerConfig, ModelConfig
 from duplex.errors import UserError
 from duplex.model import DuplexModel
 from duplex.sampling import Sampling, sample_codes, sample_text
@@ -32,7 +32,7 @@ RANDOM = "random:"
 SHAPES = {
     "pocket": (ModelConfig(), CodecConfig()),
     "test": (
-        ModelConfig(EncoderConfig(16, 16, 1, 16, 1, 2), BackboneConfig(16, 1, 2, 2, 32, window_frames=16), 64),
+        ModelConfig(FastConformerConfig(16, 16, 1, 16, 1, 2), BackboneConfig(16, 1, 2, 2, 32, window_frames=16), 64),
         CodecConfig(encoder_hop_width=8, encoder_width=16, decoder_width=16, decoder_hop_width=8),
     ),
 }

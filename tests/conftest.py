@@ -10,7 +10,7 @@ import torch
 from codec.config import CodecConfig
 from codec.model import Codec
 from duplex.checkpoint import save_speaker
-from duplex.config import BackboneConfig, EncoderConfig, ModelConfig
+from duplex.config import BackboneConfig, FastConformerConfig, ModelConfig
 from duplex.model import DuplexModel
 from duplex.vocab import Vocab
 
@@ -22,7 +22,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder of a tiny random model whose tokens and codes change with what it hears."""
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     vocab = Vocab.train(["It is four.", "The capital of France is Paris.", "Nice to meet you."], 80)
-    encoder = EncoderConfig(num_mels=16, subsample_width=16, subsample_blocks=1, width=16, num_layers=1, num_heads=2, window_frames=8)
+    encoder = FastConformerConfig(num_mels=16, subsample_width=16, subsample_blocks=1, width=16, num_layers=1, num_heads=2, window_frames=8)
     backbone = BackboneConfig(width=16, num_layers=2, num_heads=2, num_kv_heads=1, ff_width=32, sink_frames=2, window_frames=8)
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -16,7 +16,7 @@ from duplex.config import ModelConfig
 from duplex.model import DuplexModel, TrainOutput
 from duplex.vocab import Vocab
 from train.dialogue_data import ConversationBatch
-from train.encoder_stage import ctc_loss, mask_features
+from train.encoder_stage import ctc_loss, heard_loss, mask_features, random_first_frame
 from train.schedule import warmup_cosine
 
 
@@ -57,13 +57,6 @@ class Losses:
     heard: Tensor
     word_accuracy: Tensor
     level_accuracy: Tensor
-
-
-def heard_loss(logits: Tensor, heard: Tensor, sil_weight: float) -> Tensor:
-    """Weighted mean cross entropy of the user's words; logits [B, T, V], heard [B, T] with -100 where unknown."""
-    weight = torch.where(heard == Vocab.sil, sil_weight, 1.0) * (heard >= 0)
-    loss = nn.functional.cross_entropy(logits.float().transpose(1, 2), heard, reduction="none", ignore_index=-100)
-    return (loss * weight).sum() / weight.sum().clamp_min(1e-6)
 
 
 def dialogue_losses(
@@ -158,9 +151,18 @@ class DialogueStage(lightning.LightningModule):
         self.model.fusion.text.set_spelling(data.vocab.char_ids())
         self.listener = nn.Linear(config.backbone.width, config.vocab_size)  # for training alone
         if self.init_model:
-            self.model.load_state_dict(stage_weights(self.init_model, "model."))
+            self._load_model(self.init_model)
         if self.init_encoder:
             self.model.encoder.load_state_dict(stage_weights(self.init_encoder, "encoder."))
+
+    def _load_model(self, path: str) -> None:
+        """Load an earlier model; where it heard through another encoder, its encoder and adapter are left out."""
+        assert self.model is not None
+        weights, own = stage_weights(path, "model."), self.model.state_dict()
+        heard = [k for k in {*own, *weights} if k.startswith(("encoder.", "adapter."))]
+        if any(k not in own or k not in weights or own[k].shape != weights[k].shape for k in heard):
+            weights = {k: v for k, v in weights.items() if k not in heard} | {k: own[k] for k in heard if k in own}
+        self.model.load_state_dict(weights)
 
     def configure_optimizers(self):
         """AdamW with a lower rate for the encoder, and a cosine by step."""
@@ -184,18 +186,18 @@ class DialogueStage(lightning.LightningModule):
         if batch.audio is not None:
             features = mask_features(model.encoder.features(batch.audio), generator, time_masks=1, band_masks=1)
         with torch.autocast(self.device.type, torch.bfloat16):
-            encoded = None if features is None else self._encode(features)
+            encoded = None if features is None else self._encode(features, random_first_frame(generator))
             output = model(batch.text[:, :-1], previous, encoded=encoded)
         losses = dialogue_losses(model, output, batch, self.loss_config, self.listener)
         names = ("text", "codes", "ctc", "heard", "word_accuracy", "level_accuracy")
         self.log_dict({name: getattr(losses, name) for name in names}, prog_bar=True)
         return losses.total
 
-    def _encode(self, features: Tensor) -> Tensor:
+    def _encode(self, features: Tensor, first_frame: int) -> Tensor:
         """[B, T * 8, num_mels] -> [B, T, D_enc], without gradient while the encoder rests."""
         assert self.model is not None
         with torch.set_grad_enabled(self.global_step >= self.freeze_encoder_steps):
-            return self.model.encoder.encode_features(features)
+            return self.model.encoder.encode_features(features, first_frame)
 
 
 def stage_weights(path: str, prefix: str) -> dict[str, Tensor]:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lightning
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from duplex.config import EncoderConfig
-from duplex.encoder import CausalFastConformer
-from duplex.vocab import CTC_SIZE, ctc_decode, ctc_encode
-from train.augment import AugmentConfig, augment_channel, augment_utterance
-from train.bank import Utterance, read_part
+from duplex.config import FastConformerConfig, WhisperConfig
+from duplex.encoder import Encoder, build_encoder
+from duplex.errors import UserError
+from duplex.vocab import CTC_SIZE, Vocab, ctc_decode, ctc_encode
+from train.augment import AugmentConfig, augment_utterance
+from train.bank import USER_HZ, Utterance, Word, read_part
+from train.composer import render_user
+from train.layout import lay_heard
 from train.loader import StepLoader
+from train.pretrained import whisper_encoder_weights
 from train.schedule import warmup_cosine
+from train.timeline import USER_FRAME_SAMPLES, Timeline, UserTurn
 
 ALIGN_DELAY_S = 0.1
 _SLOT_SAMPLES = 640  # of two CTC slots a frame
@@ -27,17 +33,19 @@ class SpeechBatch:
     """Utterances with their transcripts.
 
     Attributes:
-        audio: [B, T * 1280] float32, each utterance at a random place in silence or noise.
+        audio: [B, T * 1280] float32.
         targets: All transcripts in a row, CTC ids [sum(target_lens)].
         target_lens: [B].
         aligned: [B, T * ctc_per_frame] the character that sounded `ALIGN_DELAY_S` ago by the words' true times, 0 in silence,
             -100 where times are not known.
+        heard: [B, T] the words as tokens of the agent's vocabulary, see `train.layout.lay_heard`; None without a tokenizer.
     """
 
     audio: Tensor
     targets: Tensor
     target_lens: Tensor
     aligned: Tensor
+    heard: Tensor | None = None
 
 
 def mask_features(mel: Tensor, generator: torch.Generator, time_masks: int = 2, band_masks: int = 2) -> Tensor:
@@ -53,14 +61,15 @@ def mask_features(mel: Tensor, generator: torch.Generator, time_masks: int = 2, 
 
 
 class UserSpeech(lightning.LightningDataModule):
-    """Batches of user utterances of similar length.
+    """Rows of user speech, one utterance after the other with short silences.
 
     Args:
         bank: Bank folder.
         parts: User parts to train on.
         num_steps: Batches a run.
-        batch_seconds: Audio a batch.
-        val_part: User part whose character error rate is logged; None logs none.
+        tokenizer: Path of the agent's `tokenizer.json`, for the words heard; None leaves them out.
+        batch_size, row_seconds: Rows a batch and their length.
+        val_part: User part whose error rates are logged; None logs none.
         augment: Changes to voice and channel.
         seed: Seed of every draw.
     """
@@ -70,23 +79,27 @@ class UserSpeech(lightning.LightningDataModule):
         bank: str,
         parts: list[str],
         num_steps: int,
-        batch_seconds: float = 80.0,
+        tokenizer: str | None = None,
+        batch_size: int = 8,
+        row_seconds: float = 10.0,
         val_part: str | None = "user-val",
         augment: AugmentConfig = AugmentConfig(),  # noqa: B008 - frozen
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.bank, self.parts, self.val_part = Path(bank), parts, val_part
-        self.num_steps, self.batch_seconds, self.augment, self.seed = num_steps, batch_seconds, augment, seed
+        self.bank, self.parts, self.val_part, self.tokenizer = Path(bank), parts, val_part, tokenizer
+        self.num_steps, self.batch_size, self.augment, self.seed = num_steps, batch_size, augment, seed
+        self.num_frames = round(row_seconds * USER_HZ) // USER_FRAME_SAMPLES
+        self.vocab: Vocab | None = None
         self._utterances: list[Utterance] = []
         self._val: list[Utterance] = []
 
     def setup(self, stage: str) -> None:
-        """Read the parts into memory once, sorted by length."""
+        """Read the parts into memory once."""
         if self._utterances:
             return
-        everything = [u for part in self.parts for u in read_part(self.bank / part)]
-        self._utterances = sorted(everything, key=lambda u: u.num_samples)
+        self.vocab = Vocab.load(self.tokenizer) if self.tokenizer else None
+        self._utterances = [u for part in self.parts for u in read_part(self.bank / part)]
         if self.val_part and (self.bank / self.val_part / "plan.json").exists():
             self._val = sorted(read_part(self.bank / self.val_part), key=lambda u: u.num_samples)
 
@@ -94,62 +107,74 @@ class UserSpeech(lightning.LightningDataModule):
         """Batches of `SpeechBatch`."""
         return StepLoader(self.batch, self.num_steps)
 
-    def val_dataloader(self) -> list[SpeechBatch]:
-        """The validation part, unchanged but for a noise floor."""
+    def val_dataloader(self) -> DataLoader:
+        """The validation part, one utterance a row, unchanged but for a noise floor."""
         rng = np.random.default_rng(0)
-        groups = [self._val[i : i + 30] for i in range(0, len(self._val), 30)]
-        return [_collate([u.audio / 32767.0 for u in group], [1.0] * len(group), group, rng, None) for group in groups]
+        batches = []
+        for group in (self._val[i : i + 30] for i in range(0, len(self._val), 30)):
+            num_frames = (max(u.num_samples for u in group) + 9600) // USER_FRAME_SAMPLES + 1
+            batches.append(self._collate([[self._turn(u, 4800, None, rng)] for u in group], num_frames, None, rng))
+        return DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)
 
     def batch(self, step: int) -> SpeechBatch:
-        """The utterances of one step: neighbours by length around a random one."""
+        """The rows of one step."""
         rng = np.random.default_rng((self.seed, step))
-        center = int(rng.integers(len(self._utterances)))
-        seconds = self._utterances[center].num_samples / 16000 + 0.8
-        count = max(int(self.batch_seconds / seconds), 1)
-        window = max(count * 6, 200)
-        low = min(max(center - window // 2, 0), max(len(self._utterances) - window, 0))
-        picks = rng.integers(low, min(low + window, len(self._utterances)), count)
-        chosen = [self._utterances[i] for i in picks]
-        changed = [augment_utterance(u.audio / 32767.0, self.augment, rng) for u in chosen]
-        return _collate([audio for audio, _ in changed], [factor for _, factor in changed], chosen, rng, self.augment)
+        return self._collate([self._row(rng) for _ in range(self.batch_size)], self.num_frames, self.augment, rng)
+
+    def _row(self, rng: np.random.Generator) -> list[UserTurn]:
+        turns: list[UserTurn] = []
+        start = int(rng.integers(0, USER_HZ))
+        while True:
+            turn = self._turn(self._utterances[rng.integers(len(self._utterances))], start, self.augment, rng)
+            if turn.end_frame + 3 > self.num_frames:
+                return turns
+            turns.append(turn)
+            start += turn.utterance.num_samples + int(rng.integers(USER_HZ // 10, USER_HZ))
+
+    def _turn(self, utterance: Utterance, start: int, augment: AugmentConfig | None, rng: np.random.Generator) -> UserTurn:
+        speech, factor = utterance.audio / np.float32(32767.0), 1.0
+        if augment:
+            speech, factor = augment_utterance(speech, augment, rng)
+        words = tuple(Word(w.text, round(w.start_sample / factor), round(w.end_sample / factor)) for w in utterance.words)
+        return UserTurn(replace(utterance, audio=speech, words=words), start, "question", (), None)
+
+    def _collate(
+        self, rows: list[list[UserTurn]], num_frames: int, augment: AugmentConfig | None, rng: np.random.Generator
+    ) -> SpeechBatch:
+        timelines = [Timeline(num_frames, tuple(turns), ()) for turns in rows]
+        aligned = np.zeros((len(rows), num_frames * USER_FRAME_SAMPLES // _SLOT_SAMPLES), np.int64)
+        for slots, turns in zip(aligned, rows, strict=True):
+            for turn in turns:
+                align_characters(turn.utterance, turn.start_sample, slots)
+        targets = [ctc_encode(" ".join(turn.utterance.text for turn in turns)) for turns in rows]
+        heard = None
+        if self.vocab:
+            heard = torch.from_numpy(np.stack([lay_heard(timeline, self.vocab) for timeline in timelines]))
+        return SpeechBatch(
+            torch.from_numpy(np.stack([render_user(timeline, augment, rng) for timeline in timelines])),
+            torch.tensor([i for t in targets for i in t]),
+            torch.tensor([len(t) for t in targets]),
+            torch.from_numpy(aligned),
+            heard,
+        )
 
 
-def _collate(
-    audio: list[np.ndarray], factors: list[float], utterances: list[Utterance], rng: np.random.Generator, augment: AugmentConfig | None
-) -> SpeechBatch:
-    length = -(-(max(len(a) for a in audio) + 9600) // 1280) * 1280
-    rows = np.zeros((len(audio), length), np.float32)
-    aligned = np.zeros((len(audio), length // _SLOT_SAMPLES), np.int64)
-    for i, (piece, factor, utterance) in enumerate(zip(audio, factors, utterances, strict=True)):
-        start = int(rng.integers(0, 4800))
-        rows[i, start : start + len(piece)] = piece
-        rows[i] = augment_channel(rows[i], augment, rng) if augment else rows[i] + 1e-4 * rng.standard_normal(length)
-        align_characters(utterance, start, factor, aligned[i])
-    targets = [ctc_encode(u.text) for u in utterances]
-    return SpeechBatch(
-        torch.from_numpy(rows),
-        torch.tensor([i for t in targets for i in t]),
-        torch.tensor([len(t) for t in targets]),
-        torch.from_numpy(aligned),
-    )
-
-
-def align_characters(utterance: Utterance, start_sample: int, factor: float, slots: np.ndarray) -> None:
+def align_characters(utterance: Utterance, start_sample: int, slots: np.ndarray) -> None:
     """Write each word's characters evenly over its true time into `slots`, late by ALIGN_DELAY_S; -100 without word times."""
+    delay = start_sample + ALIGN_DELAY_S * USER_HZ
     if not utterance.words:
-        slots[:] = -100
+        slots[int(delay / _SLOT_SAMPLES) : int((delay + utterance.num_samples) / _SLOT_SAMPLES) + 1] = -100
         return
-    delay = start_sample + ALIGN_DELAY_S * 16000
     for word in utterance.words:
         ids = ctc_encode(word.text)
-        first = int((delay + word.start_sample / factor) / _SLOT_SAMPLES)
-        last = int((delay + word.end_sample / factor) / _SLOT_SAMPLES)
+        first = int((delay + word.start_sample) / _SLOT_SAMPLES)
+        last = int((delay + word.end_sample) / _SLOT_SAMPLES)
         for slot in range(first, min(last, len(slots))):
             if ids:
                 slots[slot] = ids[(slot - first) * len(ids) // (last - first)]
 
 
-def ctc_loss(encoder: CausalFastConformer, hidden: Tensor, targets: Tensor, target_lens: Tensor) -> Tensor:
+def ctc_loss(encoder: Encoder, hidden: Tensor, targets: Tensor, target_lens: Tensor) -> Tensor:
     """Mean CTC loss per character. hidden [B, T, width]."""
     log_probs = encoder.ctc_logits(hidden).float().log_softmax(-1).transpose(0, 1)  # [N, B, C]
     lengths = torch.full((log_probs.shape[1],), log_probs.shape[0], dtype=torch.long)
@@ -168,25 +193,39 @@ def edit_distance(a: list[int], b: list[int]) -> int:
 
 
 class EncoderStage(lightning.LightningModule):
-    """Trains the encoder with CTC, helped by a frame-wise guess of the character being spoken, which gets it off CTC's first plateau.
+    """Trains the encoder to hear: CTC on characters, a frame-wise guess of the character being spoken (which gets it off CTC's first
+    plateau), and each word, as the agent's tokens, just after it has ended.
 
     Args:
         num_steps: Steps of the schedule.
         encoder: Shape.
         learning_rate, warmup_steps: Peak and warm-up of AdamW with a cosine.
+        init_whisper: Whisper encoder to start from, see `train.pretrained.whisper_encoder_weights`.
     """
 
     def __init__(
         self,
         num_steps: int,
-        encoder: EncoderConfig = EncoderConfig(),  # noqa: B008 - frozen
+        encoder: FastConformerConfig | WhisperConfig = FastConformerConfig(),  # noqa: B008 - frozen
         learning_rate: float = 1.5e-3,
         warmup_steps: int = 300,
+        init_whisper: str | None = None,
     ) -> None:
         super().__init__()
-        self.num_steps, self.learning_rate, self.warmup_steps = num_steps, learning_rate, warmup_steps
-        self.encoder = CausalFastConformer(encoder)
+        self.num_steps, self.learning_rate, self.warmup_steps, self.init_whisper = num_steps, learning_rate, warmup_steps, init_whisper
+        self.encoder = build_encoder(encoder)
         self.align = nn.Linear(encoder.width, encoder.ctc_per_frame * CTC_SIZE)
+        self.listener: nn.Linear | None = None
+
+    def configure_model(self) -> None:
+        """Add the head for words once the vocabulary is known, and read the weights to start from."""
+        if self.listener is not None:
+            return
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data.setup("fit")
+        self.listener = nn.Linear(self.encoder.width, data.vocab.size if data.vocab else 1)
+        if self.init_whisper:
+            load_whisper(self.encoder, self.init_whisper)
 
     def configure_optimizers(self):
         """AdamW and a cosine by step."""
@@ -195,19 +234,55 @@ class EncoderStage(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: SpeechBatch, batch_idx: int) -> Tensor:
-        """CTC loss per character, with SpecAugment."""
-        mel = mask_features(self.encoder.features(batch.audio), torch.Generator().manual_seed(batch_idx))
+        """Sum of the losses, each a mean, with SpecAugment and at a random place in a session."""
+        assert self.listener is not None
+        generator = torch.Generator().manual_seed(batch_idx * 1009 + self.global_rank)
+        mel = mask_features(self.encoder.features(batch.audio), generator)
         with torch.autocast(self.device.type, torch.bfloat16):
-            hidden = self.encoder.encode_features(mel)
+            hidden = self.encoder.encode_features(mel, random_first_frame(generator))
         ctc = ctc_loss(self.encoder, hidden, batch.targets, batch.target_lens)
         logits = self.align(hidden.float()).view(*batch.aligned.shape, CTC_SIZE)
         align = nn.functional.cross_entropy(logits.flatten(0, 1), batch.aligned.flatten(), ignore_index=-100)
-        self.log_dict({"ctc": ctc, "align": align}, prog_bar=True)
-        return ctc + align
+        logs = {"ctc": ctc, "align": align}
+        if batch.heard is not None:
+            logs["heard"] = heard_loss(self.listener(hidden.float()), batch.heard, 0.1)
+        self.log_dict(logs, prog_bar=True)
+        return torch.stack(list(logs.values())).sum()
 
     def validation_step(self, batch: SpeechBatch, batch_idx: int) -> None:
-        """Character error rate of the greedy transcript."""
-        ids = self.encoder.ctc_logits(self.encoder(batch.audio)).argmax(-1).tolist()
+        """Character error rate of the greedy transcript, and the share of word tokens missed at their frame."""
+        assert self.listener is not None
+        hidden = self.encoder(batch.audio)
+        ids = self.encoder.ctc_logits(hidden).argmax(-1).tolist()
         references = batch.targets.split(batch.target_lens.tolist())
         errors = sum(edit_distance(ctc_encode(ctc_decode(row)), reference.tolist()) for row, reference in zip(ids, references, strict=True))
         self.log("val_cer", errors / len(batch.targets), batch_size=len(batch.targets), prog_bar=True)
+        if batch.heard is not None:
+            words = batch.heard > Vocab.eos
+            missed = (self.listener(hidden).argmax(-1) != batch.heard)[words].float().mean()
+            self.log("val_missed", missed, batch_size=int(words.sum()), prog_bar=True)
+
+
+def load_whisper(encoder: nn.Module, source: str) -> None:
+    """Load Whisper's weights into a `CausalWhisper`; what Whisper does not have stays as it is.
+
+    Raises:
+        UserError: `encoder` is no Whisper encoder or of another size, or there are no weights at `source`.
+    """
+    own, weights = encoder.state_dict(), whisper_encoder_weights(source)
+    wrong = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
+    if wrong:
+        raise UserError(f"{source} does not fit the configured encoder: {wrong[0]} differs; set `encoder: {{kind: whisper, ...}}` to its shape")
+    encoder.load_state_dict(weights, strict=False)
+
+
+def random_first_frame(generator: torch.Generator) -> int:
+    """Where in a session of up to a day a row begins."""
+    return int(torch.randint(0, 24 * 3600 * 25 // 2, (), generator=generator))
+
+
+def heard_loss(logits: Tensor, heard: Tensor, sil_weight: float) -> Tensor:
+    """Weighted mean cross entropy of the user's words; logits [B, T, V], heard [B, T] with -100 where unknown."""
+    weight = torch.where(heard == Vocab.sil, sil_weight, 1.0) * (heard >= 0)
+    loss = nn.functional.cross_entropy(logits.float().transpose(1, 2), heard, reduction="none", ignore_index=-100)
+    return (loss * weight).sum() / weight.sum().clamp_min(1e-6)

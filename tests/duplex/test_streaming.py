@@ -14,15 +14,15 @@ from codec.config import CodecConfig
 from duplex.attention import Attention
 from duplex.backbone import Backbone
 from duplex.checkpoint import load_speaker
-from duplex.config import BackboneConfig, EncoderConfig, ModelConfig
-from duplex.encoder import CausalFastConformer, ConformerLayer
+from duplex.config import BackboneConfig, FastConformerConfig, ModelConfig
+from duplex.fastconformer import CausalFastConformer, ConformerLayer
 from duplex.model import DuplexModel
 from duplex.sampling import Sampling
 from duplex.vocab import Vocab
 from tests.streaming import check_chunks, check_gradients, check_past_ring, check_rows, prove
 
 WINDOW, SINK = 7, 2
-ENCODER = EncoderConfig(
+ENCODER = FastConformerConfig(
     num_mels=20, subsample_width=12, subsample_blocks=2, width=16, num_layers=2, num_heads=2, conv_kernel=3, window_frames=WINDOW
 )
 BACKBONE = BackboneConfig(

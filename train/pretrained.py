@@ -1,0 +1,126 @@
+"""Weights of others to start from: Whisper's encoder, as `transformers` or CTranslate2 store it."""
+
+from __future__ import annotations
+
+import importlib.util
+import struct
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from duplex.errors import UserError
+
+_CT2_DTYPES = {0: np.float32, 4: np.float16}
+_CT2_LAYER = {
+    "ffn/layer_norm/gamma": "final_layer_norm.weight",
+    "ffn/layer_norm/beta": "final_layer_norm.bias",
+    "ffn/linear_0/weight": "fc1.weight",
+    "ffn/linear_0/bias": "fc1.bias",
+    "ffn/linear_1/weight": "fc2.weight",
+    "ffn/linear_1/bias": "fc2.bias",
+    "self_attention/layer_norm/gamma": "self_attn_layer_norm.weight",
+    "self_attention/layer_norm/beta": "self_attn_layer_norm.bias",
+    "self_attention/linear_1/weight": "self_attn.out_proj.weight",
+    "self_attention/linear_1/bias": "self_attn.out_proj.bias",
+}
+
+
+def whisper_encoder_weights(source: str) -> dict[str, Tensor]:
+    """Encoder weights of a Whisper model under the names of `duplex.whisper.CausalWhisper`, float32.
+
+    Args:
+        source: A folder with `model.safetensors` (transformers) or `model.bin` (CTranslate2), or `package:NAME`, an installed
+            package with such a folder inside.
+
+    Raises:
+        UserError: nothing of the kind is there, or the file is damaged.
+    """
+    folder = _package_folder(source.removeprefix("package:")) if source.startswith("package:") else Path(source)
+    if (folder / "model.safetensors").is_file():
+        return _from_transformers(folder / "model.safetensors")
+    if (folder / "model.bin").is_file():
+        return _from_ctranslate2(folder / "model.bin")
+    raise UserError(f"{folder} holds no Whisper model; give a folder with model.safetensors (transformers) or model.bin (CTranslate2)")
+
+
+def _package_folder(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise UserError(f"the package {name!r} is not installed; run `pip install {name.replace('_', '-')}`")
+    found = sorted(Path(spec.origin).parent.rglob("model.bin"))
+    if not found:
+        raise UserError(f"the package {name!r} holds no model.bin; give the folder of a Whisper model instead")
+    return found[0].parent
+
+
+def _from_transformers(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors = load_file(path)
+    except Exception as error:  # safetensors raises its own type for damaged files
+        raise UserError(f"{path} is damaged ({error}); download it again") from error
+    shorter = {name.removeprefix("model."): value.float() for name, value in tensors.items()}
+    weights = {name.removeprefix("encoder."): value for name, value in shorter.items() if name.startswith("encoder.")}
+    weights.pop("embed_positions.weight", None)
+    return weights
+
+
+def _from_ctranslate2(path: Path) -> dict[str, Tensor]:
+    try:
+        raw = _read_ctranslate2(path.read_bytes())
+    except (struct.error, UnicodeDecodeError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is no CTranslate2 model in float16 or float32 ({error}); convert or download it again") from error
+    weights: dict[str, Tensor] = {}
+    for name, array in raw.items():
+        parts = name.split("/", 2)
+        tensor = torch.from_numpy(array.astype(np.float32))
+        if parts[0] != "encoder":
+            continue
+        if parts[1].startswith("layer_") and parts[1] != "layer_norm":
+            layer = f"layers.{parts[1].removeprefix('layer_')}."
+            if parts[2] in _CT2_LAYER:
+                weights[layer + _CT2_LAYER[parts[2]]] = tensor
+            elif parts[2] in ("self_attention/linear_0/weight", "self_attention/linear_0/bias"):
+                kind = parts[2].rsplit("/", 1)[1]
+                for short, piece in zip("qkv", tensor.chunk(3), strict=True):
+                    if (short, kind) != ("k", "bias"):  # Whisper's keys have none; it is stored as zeros
+                        weights[f"{layer}self_attn.{short}_proj.{kind}"] = piece
+        elif parts[1] in ("conv1", "conv2"):
+            weights[f"{parts[1]}.{parts[2]}"] = tensor
+        elif parts[1] == "layer_norm":
+            weights[f"layer_norm.{'weight' if parts[2] == 'gamma' else 'bias'}"] = tensor
+    return weights
+
+
+def _read_ctranslate2(data: bytes) -> dict[str, np.ndarray]:
+    """Variables of a `model.bin` (binary versions 4 to 6) that are stored as floating point."""
+    at = 0
+
+    def take(form: str) -> int:
+        nonlocal at
+        (value,) = struct.unpack_from("<" + form, data, at)
+        at += struct.calcsize("<" + form)
+        return value
+
+    def text() -> str:
+        nonlocal at
+        size = take("H")
+        at += size
+        return data[at - size : at - 1].decode()
+
+    version = take("I")
+    if not 4 <= version <= 6:
+        raise ValueError(f"binary version {version}")
+    text()
+    take("I")
+    arrays = {}
+    for _ in range(take("I")):
+        name = text()
+        shape = [take("I") for _ in range(take("B"))]
+        dtype, size = take("B"), take("I")
+        if dtype in _CT2_DTYPES:
+            arrays[name] = np.frombuffer(data, _CT2_DTYPES[dtype], size // np.dtype(_CT2_DTYPES[dtype]).itemsize, at).reshape(shape)
+        at += size
+    return arrays
