@@ -14,8 +14,7 @@ from safetensors.torch import save_file
 from codec.checkpoint import CheckpointError, build_config, build_module, load_codec, load_weights, save_codec
 from codec.model import Codec
 from duplex.clock import FrameClock
-from duplex.config import BackboneConfig, ModelConfig
-from duplex.encoder import ENCODER_CONFIGS
+from duplex.config import ENCODER_CONFIGS, BackboneConfig, ModelConfig
 from duplex.model import DuplexModel
 from duplex.vocab import Vocab
 
@@ -48,7 +47,7 @@ def save_speaker(model: DuplexModel, vocab: Vocab, codec: Codec, folder: str | P
     os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
     vocab.save(folder / "tokenizer.json")
     save_codec(codec, folder / "codec", dtype)
-    config = {"format": FORMAT, **_plain(dataclasses.asdict(model.config))}
+    config = {"format": FORMAT, **plain_config(model.config)}
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
 
@@ -101,6 +100,16 @@ def _read_config(path: Path) -> ModelConfig:
         raise CheckpointError(f"{path} is damaged: it is not YAML; export the checkpoint again") from error
     if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
         raise CheckpointError(f"{path} is not of format {FORMAT}; export the checkpoint again with this version")
+    return build_model_config(path, data)
+
+
+def build_model_config(path: Path, data: dict) -> ModelConfig:
+    """The shape that `plain_config` wrote into the file at `path`.
+
+    Raises:
+        CheckpointError: a key is unknown, or a value is not of its field's kind.
+    """
+    data = dict(data)
     encoder = data.pop("encoder", {})
     kind = encoder.get("kind", "fastconformer") if isinstance(encoder, dict) else "fastconformer"
     if kind not in ENCODER_CONFIGS:
@@ -109,7 +118,12 @@ def _read_config(path: Path) -> ModelConfig:
         "encoder": build_config(path, ENCODER_CONFIGS[kind], encoder, "encoder."),
         "backbone": build_config(path, BackboneConfig, data.pop("backbone", {}), "backbone."),
     }
-    return build_config(path, ModelConfig, {**data, **parts})
+    return dataclasses.replace(build_config(path, ModelConfig, data), **parts)
+
+
+def plain_config(config: ModelConfig) -> dict:
+    """A shape as numbers, strings, lists and mappings."""
+    return _plain(dataclasses.asdict(config))
 
 
 def _plain(value):

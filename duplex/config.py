@@ -56,6 +56,12 @@ class WhisperConfig:
     kind: Literal["whisper"] = "whisper"
 
 
+ENCODER_CONFIGS: dict[str, type[FastConformerConfig] | type[WhisperConfig]] = {
+    "fastconformer": FastConformerConfig,
+    "whisper": WhisperConfig,
+}
+
+
 @dataclass(frozen=True)
 class BackboneConfig:
     """Llama-architecture decoder.
@@ -79,7 +85,7 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The whole model.
+    """The whole model; the defaults are the shape of `pocket`.
 
     Attributes:
         encoder, backbone: Their shapes.
@@ -91,7 +97,7 @@ class ModelConfig:
         silence_codes: The codec's own silence, K codes; the code channel before the first frame.
     """
 
-    encoder: FastConformerConfig | WhisperConfig = field(default_factory=FastConformerConfig)
+    encoder: FastConformerConfig | WhisperConfig = field(default_factory=WhisperConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     vocab_size: int = 1000
     num_codebooks: int = 4

@@ -1,17 +1,10 @@
-"""The streaming speech encoders: what they share, and the one that a config describes."""
+"""What every streaming speech encoder is: `duplex.fastconformer` and `duplex.whisper` are two."""
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
-from torch import Tensor
-
-from duplex.config import FastConformerConfig, WhisperConfig
-from duplex.fastconformer import CausalFastConformer
-from duplex.whisper import CausalWhisper
-
-EncoderConfig = FastConformerConfig | WhisperConfig
-ENCODER_CONFIGS: dict[str, type[EncoderConfig]] = {"fastconformer": FastConformerConfig, "whisper": WhisperConfig}
+from torch import Tensor, nn
 
 
 class EncoderState(Protocol):
@@ -22,36 +15,39 @@ class EncoderState(Protocol):
         ...
 
 
-class Encoder(Protocol):
-    """Audio at 16 kHz to one vector each 80 ms.
+class Encoder(nn.Module):
+    """Audio at 16 kHz to one vector each 80 ms; `features` and `encode_features` are the two halves of `forward`, for training.
 
-    `features` and `encode_features` are the two halves of `forward`, for training; `first_frame` is where in a session it begins.
+    Attributes:
+        width: Of the vectors.
+        look_ahead_frames: Frames that must be heard beyond the one that is encoded.
+        ctc: The auxiliary head, for training alone.
     """
 
     width: int
     look_ahead_frames: int
+    ctc: nn.Linear
 
     def init_state(self, batch: int) -> Any:
-        """An `EncoderState`."""
-        ...
+        """An `EncoderState`: silence, or nothing, before the first sample."""
+        raise NotImplementedError
 
     def step(self, audio: Tensor, state: Any) -> Tensor:
         """[B, T * 1280] -> [B, T, width]."""
-        ...
+        raise NotImplementedError
 
     def features(self, audio: Tensor) -> Tensor:
-        """[B, T * 1280] -> [B, T * 8, num_mels]."""
-        ...
+        """[B, T * 1280] -> log-mel [B, T * 8, num_mels], from silence."""
+        raise NotImplementedError
 
     def encode_features(self, mel: Tensor, first_frame: int = 0) -> Tensor:
-        """[B, T * 8, num_mels] -> [B, T, width]."""
-        ...
+        """[B, T * 8, num_mels] -> [B, T, width], from a fresh state, as a session that counts its frames from `first_frame`."""
+        raise NotImplementedError
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """[B, T * 1280] -> [B, T, width], from a fresh state."""
+        return self.encode_features(self.features(audio))
 
     def ctc_logits(self, x: Tensor) -> Tensor:
         """[B, T, width] -> [B, T * ctc_per_frame, CTC_SIZE]."""
-        ...
-
-
-def build_encoder(config: EncoderConfig) -> CausalFastConformer | CausalWhisper:
-    """An encoder with random weights."""
-    return CausalWhisper(config) if isinstance(config, WhisperConfig) else CausalFastConformer(config)
+        raise NotImplementedError

@@ -17,6 +17,7 @@ from codec.mel import LogMel, MelState
 from duplex.attention import Attention, RingState
 from duplex.clock import FrameClock
 from duplex.config import FastConformerConfig
+from duplex.encoder import Encoder
 from duplex.vocab import CTC_SIZE
 
 _HOPS = 8  # mel frames a model frame
@@ -121,7 +122,7 @@ class ConformerLayer(nn.Module):
 
 
 @dataclass
-class EncoderState:
+class FastConformerState:
     """State of the encoder, mel front included."""
 
     mel: MelState
@@ -136,7 +137,7 @@ class EncoderState:
             layer.reset(rows)
 
 
-class CausalFastConformer(nn.Module):
+class CausalFastConformer(Encoder):
     """Audio [B, T * 1280] at 16 kHz to vectors [B, T, width]."""
 
     look_ahead_frames = 0
@@ -152,26 +153,22 @@ class CausalFastConformer(nn.Module):
         self.layers = nn.ModuleList(ConformerLayer(config) for _ in range(config.num_layers))
         self.ctc = nn.Linear(config.width, config.ctc_per_frame * CTC_SIZE)
 
-    def init_state(self, batch: int) -> EncoderState:
+    def init_state(self, batch: int) -> FastConformerState:
         """Silence before the first sample."""
         layers = [layer.init_state(batch) for layer in self.layers]
-        return EncoderState(self.mel.init_state(batch), self.subsample.init_state(batch), layers)
+        return FastConformerState(self.mel.init_state(batch), self.subsample.init_state(batch), layers)
 
     def features(self, audio: Tensor) -> Tensor:
         """[B, T * 1280] -> normalized log-mel [B, T * 8, num_mels], from silence."""
         return (self.mel(audio) - _MEL_MEAN) / _MEL_STD
 
-    def step(self, audio: Tensor, state: EncoderState) -> Tensor:
+    def step(self, audio: Tensor, state: FastConformerState) -> Tensor:
         """[B, T * 1280] -> [B, T, width]."""
         mel = (self.mel.step(audio, state.mel) - _MEL_MEAN) / _MEL_STD
         x = self._subsample(mel, state.subsample)
         for layer, layer_state in zip(self.layers, state.layers, strict=True):
             x = layer.step(x, layer_state)
         return x
-
-    def forward(self, audio: Tensor) -> Tensor:
-        """[B, T * 1280] -> [B, T, width], from silence."""
-        return self.encode_features(self.features(audio))
 
     def encode_features(self, mel: Tensor, first_frame: int = 0) -> Tensor:
         """Normalized log-mel [B, T * 8, num_mels] -> [B, T, width], from silence; where a session begins makes no difference."""

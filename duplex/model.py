@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from duplex.backbone import Backbone, BackboneState
 from duplex.channels import Fusion, Heads
-from duplex.config import ModelConfig
-from duplex.encoder import EncoderState, build_encoder
+from duplex.config import FastConformerConfig, ModelConfig, WhisperConfig
+from duplex.encoder import Encoder, EncoderState
+from duplex.fastconformer import CausalFastConformer
 from duplex.sampling import Sampling, sample_codes, sample_text
 from duplex.vocab import Vocab
+from duplex.whisper import CausalWhisper
 
 
 @dataclass
@@ -72,6 +74,11 @@ class Adapter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D_enc] -> [B, T, D]."""
         return self.proj(self.norm(x))
+
+
+def build_encoder(config: FastConformerConfig | WhisperConfig) -> Encoder:
+    """The encoder that a config describes, with random weights."""
+    return CausalWhisper(config) if isinstance(config, WhisperConfig) else CausalFastConformer(config)
 
 
 class DuplexModel(nn.Module):

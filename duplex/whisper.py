@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from codec.mel import LogMel, MelState, slaney_filters
 from duplex.clock import FrameClock
 from duplex.config import WhisperConfig
+from duplex.encoder import Encoder
 from duplex.vocab import CTC_SIZE
 
 TOKENS_PER_FRAME = 4
@@ -140,7 +141,7 @@ class WhisperState:
             layer.reset(rows)
 
 
-class CausalWhisper(nn.Module):
+class CausalWhisper(Encoder):
     """Audio [B, T * 1280] at 16 kHz to vectors [B, T, width]."""
 
     look_ahead_frames = 0
@@ -175,10 +176,6 @@ class CausalWhisper(nn.Module):
     def step(self, audio: Tensor, state: WhisperState) -> Tensor:
         """[B, T * 1280] -> [B, T, width]."""
         return self._encode(self._scale(self.mel.step(audio, state.mel)), state, 0)
-
-    def forward(self, audio: Tensor) -> Tensor:
-        """[B, T * 1280] -> [B, T, width], from silence."""
-        return self.encode_features(self.features(audio))
 
     def encode_features(self, mel: Tensor, first_frame: int = 0) -> Tensor:
         """Log-mel [B, T * 8, num_mels] -> [B, T, width], as a session that begins now and counts its frames from `first_frame`."""

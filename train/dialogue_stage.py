@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from duplex.channels import code_digits
+from duplex.checkpoint import plain_config
 from duplex.config import ModelConfig
 from duplex.model import DuplexModel, TrainOutput
 from duplex.vocab import Vocab
@@ -29,7 +30,7 @@ class LossConfig:
         sil, bos, eos, token: Class weights inside the text channel.
         silent_codes: Weight of frames in which the agent is silent, in the code channels.
         scripted_text: Weight of the text of speak rows.
-        ctc: Of the encoder's auxiliary CTC.
+        ctc: Of the encoder's auxiliary CTC; 0 where the encoder rests all the time.
         heard: Of recognizing the user's words from the backbone's hidden states, which makes the backbone listen to every word.
         heard_sil: Weight, inside it, of frames after which no word has just ended.
     """
@@ -79,7 +80,7 @@ def dialogue_losses(
         codes = codes + (nll.sum(-1) * frame_weight).sum() / frame_weight.sum()  # summed over codebooks
         hits = hits + ((part.argmax(-1) == digits[..., i]).float().mean(-1) * batch.speaking).sum()
     ctc = text.new_zeros(())
-    if output.encoded is not None:
+    if output.encoded is not None and config.ctc:
         ctc = ctc_loss(model.encoder, output.encoded, batch.targets, batch.target_lens)
     heard = text.new_zeros(())
     if listener is not None and output.encoded is not None:
@@ -163,6 +164,11 @@ class DialogueStage(lightning.LightningModule):
         if any(k not in own or k not in weights or own[k].shape != weights[k].shape for k in heard):
             weights = {k: v for k, v in weights.items() if k not in heard} | {k: own[k] for k in heard if k in own}
         self.model.load_state_dict(weights)
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Keep the model's shape with its weights."""
+        assert self.model is not None
+        checkpoint["model_config"] = plain_config(self.model.config)
 
     def configure_optimizers(self):
         """AdamW with a lower rate for the encoder, and a cosine by step."""

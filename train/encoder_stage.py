@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from duplex.config import FastConformerConfig, WhisperConfig
-from duplex.encoder import Encoder, build_encoder
+from duplex.encoder import Encoder
 from duplex.errors import UserError
+from duplex.model import build_encoder
 from duplex.vocab import CTC_SIZE, Vocab, ctc_decode, ctc_encode
 from train.augment import AugmentConfig, augment_utterance
 from train.bank import USER_HZ, Utterance, Word, read_part
@@ -114,7 +115,7 @@ class UserSpeech(lightning.LightningDataModule):
         for group in (self._val[i : i + 30] for i in range(0, len(self._val), 30)):
             num_frames = (max(u.num_samples for u in group) + 9600) // USER_FRAME_SAMPLES + 1
             batches.append(self._collate([[self._turn(u, 4800, None, rng)] for u in group], num_frames, None, rng))
-        return DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)
+        return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]  # a list is a dataset
 
     def batch(self, step: int) -> SpeechBatch:
         """The rows of one step."""
@@ -138,9 +139,7 @@ class UserSpeech(lightning.LightningDataModule):
         words = tuple(Word(w.text, round(w.start_sample / factor), round(w.end_sample / factor)) for w in utterance.words)
         return UserTurn(replace(utterance, audio=speech, words=words), start, "question", (), None)
 
-    def _collate(
-        self, rows: list[list[UserTurn]], num_frames: int, augment: AugmentConfig | None, rng: np.random.Generator
-    ) -> SpeechBatch:
+    def _collate(self, rows: list[list[UserTurn]], num_frames: int, augment: AugmentConfig | None, rng: np.random.Generator) -> SpeechBatch:
         timelines = [Timeline(num_frames, tuple(turns), ()) for turns in rows]
         aligned = np.zeros((len(rows), num_frames * USER_FRAME_SAMPLES // _SLOT_SAMPLES), np.int64)
         for slots, turns in zip(aligned, rows, strict=True):
@@ -206,7 +205,7 @@ class EncoderStage(lightning.LightningModule):
     def __init__(
         self,
         num_steps: int,
-        encoder: FastConformerConfig | WhisperConfig = FastConformerConfig(),  # noqa: B008 - frozen
+        encoder: FastConformerConfig | WhisperConfig = WhisperConfig(),  # noqa: B008 - frozen
         learning_rate: float = 1.5e-3,
         warmup_steps: int = 300,
         init_whisper: str | None = None,
@@ -256,11 +255,11 @@ class EncoderStage(lightning.LightningModule):
         ids = self.encoder.ctc_logits(hidden).argmax(-1).tolist()
         references = batch.targets.split(batch.target_lens.tolist())
         errors = sum(edit_distance(ctc_encode(ctc_decode(row)), reference.tolist()) for row, reference in zip(ids, references, strict=True))
-        self.log("val_cer", errors / len(batch.targets), batch_size=len(batch.targets), prog_bar=True)
+        self.log("val_cer", errors / len(batch.targets), batch_size=len(batch.targets), prog_bar=True, sync_dist=True)
         if batch.heard is not None:
             words = batch.heard > Vocab.eos
             missed = (self.listener(hidden).argmax(-1) != batch.heard)[words].float().mean()
-            self.log("val_missed", missed, batch_size=int(words.sum()), prog_bar=True)
+            self.log("val_missed", missed, batch_size=int(words.sum()), prog_bar=True, sync_dist=True)
 
 
 def load_whisper(encoder: nn.Module, source: str) -> None:
@@ -272,7 +271,7 @@ def load_whisper(encoder: nn.Module, source: str) -> None:
     own, weights = encoder.state_dict(), whisper_encoder_weights(source)
     wrong = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
     if wrong:
-        raise UserError(f"{source} does not fit the configured encoder: {wrong[0]} differs; set `encoder: {{kind: whisper, ...}}` to its shape")
+        raise UserError(f"{source} does not fit the configured encoder: {wrong[0]} differs; set `encoder` to a WhisperConfig of its shape")
     encoder.load_state_dict(weights, strict=False)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -12,9 +11,8 @@ import torch
 from codec.checkpoint import load_codec, save_codec
 from codec.config import CodecConfig
 from codec.model import Codec
-from duplex.checkpoint import save_speaker
+from duplex.checkpoint import build_model_config, save_speaker
 from duplex.cli import run
-from duplex.config import ModelConfig
 from duplex.errors import UserError
 from duplex.model import DuplexModel
 from duplex.vocab import Vocab
@@ -31,10 +29,13 @@ def export_codec(checkpoint: str, folder: str, config: CodecConfig, dtype: torch
     save_codec(codec, folder, dtype)
 
 
-def export_model(checkpoint: str, folder: str, config: ModelConfig, codec_dir: str, tokenizer: str, dtype: torch.dtype) -> None:
-    """Write the model of a dialogue-stage checkpoint with its tokenizer and codec."""
+def export_model(checkpoint: str, folder: str, codec_dir: str, tokenizer: str, dtype: torch.dtype) -> None:
+    """Write the model of a speak- or dialogue-stage checkpoint with its tokenizer and codec."""
     codec, vocab = load_codec(codec_dir), Vocab.load(tokenizer)
-    config = dataclasses.replace(config, vocab_size=vocab.size, silence_codes=tuple(codec.silence_codes.tolist()))
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True).get("model_config")
+    if saved is None:
+        raise UserError(f"{checkpoint} holds no duplex model; give the last.ckpt of a speak or dialogue stage, or add --kind codec")
+    config = build_model_config(Path(checkpoint), saved)
     model = DuplexModel(config)
     model.load_state_dict(stage_weights(checkpoint, "model."))
     save_speaker(model, vocab, codec, folder, dtype)
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.kind == "codec":
         export_codec(args.checkpoint, args.folder, CodecConfig(), DTYPES[args.dtype])
     else:
-        export_model(args.checkpoint, args.folder, ModelConfig(), args.codec, args.tokenizer, DTYPES[args.dtype])
+        export_model(args.checkpoint, args.folder, args.codec, args.tokenizer, DTYPES[args.dtype])
     print(f"wrote {args.folder}")
 
 

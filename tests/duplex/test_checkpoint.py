@@ -93,6 +93,8 @@ def other_codec(folder: Path, **changes: object) -> None:
         (lambda f: edit(f, "dropout", 0.1), "unknown key 'dropout'; known keys are backbone"),
         (lambda f: edit(f, "backbone.depth", 2), "unknown key 'backbone.depth'; known keys are ff_width"),
         (lambda f: edit(f, "encoder", 3), "has encoder where a mapping belongs"),
+        (lambda f: edit(f, "encoder.kind", "wav2vec"), "unknown encoder.kind 'wav2vec'; this version has fastconformer, whisper"),
+        (lambda f: edit(f, "encoder.kind", "whisper"), r"unknown key 'encoder\.\w+'; known keys are ctc_per_frame"),
         (lambda f: edit(f, "encoder.width", "wide"), "has 'wide' for encoder.width; it must be like 256"),
         (lambda f: edit(f, "backbone.window_frames", -1), "has -1 for backbone.window_frames"),
         (lambda f: edit(f, "char_embedding", "yes"), "for char_embedding; it must be like True"),

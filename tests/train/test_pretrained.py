@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from duplex.config import FastConformerConfig, WhisperConfig
-from duplex.encoder import build_encoder
 from duplex.errors import UserError
+from duplex.model import build_encoder
 from duplex.whisper import CausalWhisper
 from train.encoder_stage import load_whisper
 from train.pretrained import whisper_encoder_weights

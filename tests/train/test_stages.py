@@ -146,8 +146,9 @@ def test_characters_are_aligned_to_their_time() -> None:
     utterance = Utterance("u", "ab c!", "v", np.zeros(8000, np.int16), 16000, words)
     align_characters(utterance, 1280, row)  # 0.08 s in, and 0.1 s late: slots from (1280 + 1600) / 640
     assert row.tolist() == [0] * 4 + [2, 2, 2, 3, 3] + [0] * 5 + [4] * 2 + [0] * 14
+    row[:] = 0
     align_characters(dataclasses.replace(utterance, words=()), 1280, row)
-    assert row.tolist() == [0] * 4 + [-100] * 13 + [0] * 13
+    assert row.tolist() == [0] * 4 + [-100] * 14 + [0] * 12  # the whole utterance, 0.1 s late
 
 
 def test_edit_distance_and_masks() -> None:
@@ -260,15 +261,16 @@ def test_corruption() -> None:
 def test_a_trained_model_is_exported_and_loads(bank: TinyBank, tmp_path: Path) -> None:
     data, stage = conversations(bank, tmp_path, 1), DialogueStage(1, bank.model)
     fit(stage, data).save_checkpoint(tmp_path / "last.ckpt")
-    export_model(
-        str(tmp_path / "last.ckpt"), str(tmp_path / "out"), bank.model, str(bank.codec), str(tmp_path / "tokenizer.json"), torch.float32
-    )
+    export_model(str(tmp_path / "last.ckpt"), str(tmp_path / "out"), str(bank.codec), str(tmp_path / "tokenizer.json"), torch.float32)
     speaker = load_speaker(str(tmp_path / "out"))
     assert all(torch.equal(v, speaker.model.state_dict()[k]) for k, v in stage.model.state_dict().items())
     assert speaker.model.silence_codes.tolist() == data.silence.tolist() == speaker.codec.silence_codes.tolist()
+    assert speaker.model.config == stage.model.config
     codec_stage = CodecStage(1, TINY_CODEC, warmup_steps=1)
     fit(codec_stage, [0.1 * noise(2, 4 * 1920)]).save_checkpoint(tmp_path / "codec.ckpt")
     export_codec(str(tmp_path / "codec.ckpt"), str(tmp_path / "codec"), TINY_CODEC, torch.float32)
+    with pytest.raises(UserError, match="codec.ckpt holds no duplex model"):
+        export_model(str(tmp_path / "codec.ckpt"), str(tmp_path / "no"), str(bank.codec), str(tmp_path / "tokenizer.json"), torch.float32)
 
 
 def test_a_model_that_heard_through_another_encoder_keeps_all_but_its_ears(bank: TinyBank, tmp_path: Path) -> None:
