@@ -31,19 +31,24 @@ lint: $(FULL)
 
 venv: $(FULL)
 
-# From nothing to duplex/weights/pocket: about three hours on two CPU cores. Needs the `synth` extra and what README says about data.
-FIT := OMP_NUM_THREADS=1 $(BIN)/duplex train fit --config train/configs/pocket-
+# From nothing to a checkpoint: about three hours on two CPU cores for `pocket`, a minute for PRESET=test.
+# Needs the `synth` extra and what README says about data.
+PRESET ?= pocket
+RUNS := runs/$(PRESET)
+WEIGHTS ?= $(RUNS)/weights
+SYNTH := $(BIN)/duplex synth --config train/configs/$(PRESET)-synth.yaml
+FIT := OMP_NUM_THREADS=1 $(BIN)/duplex train fit --config train/configs/$(PRESET)-
 weights: $(FULL)
-	$(BIN)/duplex synth --config train/configs/pocket-synth.yaml
+	$(SYNTH)
 	$(FIT)codec.yaml
-	$(BIN)/duplex export runs/codec/last.ckpt runs/codec/export --kind codec
-	$(BIN)/duplex synth --config train/configs/pocket-synth.yaml --codec runs/codec/export
-	$(FIT)encoder.yaml
+	$(BIN)/duplex export $(RUNS)/codec/last.ckpt $(RUNS)/codec/export --kind codec
+	$(SYNTH) --codec $(RUNS)/codec/export
 	$(FIT)speak.yaml
+	$(FIT)encoder.yaml
 	$(FIT)dialogue.yaml
 	$(FIT)codec-gan.yaml
-	$(BIN)/duplex export runs/codec-gan/last.ckpt runs/codec-gan/export --kind codec
-	$(BIN)/duplex export runs/dialogue/last.ckpt duplex/weights/pocket --codec runs/codec-gan/export
+	$(BIN)/duplex export $(RUNS)/codec-gan/last.ckpt $(RUNS)/codec-gan/export --kind codec
+	$(BIN)/duplex export $(RUNS)/dialogue/last.ckpt $(WEIGHTS) --codec $(RUNS)/codec-gan/export --tokenizer $(RUNS)/tokenizer.json
 
 $(BASE): pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info; (3, 11) <= v < (3, 14) or sys.exit(f"error: Python {v[0]}.{v[1]} is not 3.11 to 3.13; try make PYTHON=python3.12")'

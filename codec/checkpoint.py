@@ -27,8 +27,13 @@ def save_codec(codec: Codec, folder: str | Path, dtype: torch.dtype = torch.floa
     tensors = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous() for k, v in codec.state_dict().items()}
     save_file(tensors, folder / "model.safetensors.part")
     os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
-    config = {"format": FORMAT, **dataclasses.asdict(codec.config), "levels": list(codec.config.levels)}
+    config = {"format": FORMAT, **plain_config(codec.config)}
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def plain_config(config: CodecConfig) -> dict:
+    """A shape as numbers and lists, as `build_config` reads it."""
+    return {**dataclasses.asdict(config), "levels": list(config.levels)}
 
 
 def load_codec(folder: str | Path) -> Codec:

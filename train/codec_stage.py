@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codec.checkpoint import load_codec
+from codec.checkpoint import load_codec, plain_config
 from codec.config import CodecConfig
 from codec.losses import SCALES, Discriminators, SpectralLoss, discriminator_loss, generator_losses
 from codec.model import Codec
@@ -93,6 +93,10 @@ class CodecStage(lightning.LightningModule):
         self.discriminators = Discriminators() if adversarial else None
         if adversarial:
             self.codec.encoder.requires_grad_(False)
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Keep the codec's shape with its weights."""
+        checkpoint["codec_config"] = plain_config(self.codec.config)
 
     def configure_optimizers(self):
         """AdamW for the codec, and one for the discriminators in the adversarial phase."""

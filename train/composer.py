@@ -6,7 +6,7 @@ agent                                        gap [ two plus two is fo          g
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.random import Generator
@@ -14,6 +14,7 @@ from numpy.random import Generator
 from train import world
 from train.augment import AugmentConfig, augment_channel, augment_utterance
 from train.bank import USER_HZ, Utterance, Word
+from train.layout import AGENT_FRAME_SAMPLES
 from train.timeline import USER_FRAME_SAMPLES, AgentTurn, Timeline, UserTurn
 
 _COMMON = frozenset(
@@ -34,6 +35,8 @@ class ComposerConfig:
         stop_frames: How long the agent goes on after an interruption begins, ends included.
         silence_frames: Between the agent's end and the user's next turn, ends included.
         recall_probability: After something was told, that the next question asks for it.
+        stop_probability: That who interrupts a long answer says nothing but "stop".
+        go_on_probability: That who said "stop" then asks for the rest.
     """
 
     num_frames: int = 300
@@ -45,6 +48,8 @@ class ComposerConfig:
     stop_frames: tuple[int, int] = (2, 4)
     silence_frames: tuple[int, int] = (4, 24)
     recall_probability: float = 0.5
+    stop_probability: float = 0.25
+    go_on_probability: float = 0.6
 
 
 class Cast:
@@ -52,11 +57,12 @@ class Cast:
 
     def __init__(self, questions: list[Utterance], answers: dict[str, Utterance]) -> None:
         self.answers = answers
-        usable = [q for q in questions if q.skill in ("name_ask", "like_ask", "again") or q.answer in answers]
+        usable = [q for q in questions if q.skill in ("name_ask", "like_ask", "again", "go_on") or q.answer in answers]
         self.by_skill: dict[str, list[Utterance]] = {}
         for question in usable:
             self.by_skill.setdefault(question.skill, []).append(question)
-        self.skills = [s for s in world.SKILL_WEIGHTS if s in self.by_skill]
+        self.stops = [q for q in self.by_skill.get("talk", []) if q.value == "stop"]
+        self.skills = [s for s in world.SKILL_WEIGHTS if s in self.by_skill and world.SKILL_WEIGHTS[s]]
         weights = np.array([world.SKILL_WEIGHTS[s] for s in self.skills])
         self.weights = weights / weights.sum()
 
@@ -75,7 +81,7 @@ def unfinished_splits(utterance: Utterance) -> list[int]:
     words = [_bare(w.text) for w in utterance.words]
     answer = {_bare(w) for w in (utterance.answer or "").split()} - _COMMON
     taken = [i for i, w in enumerate(words) if w in answer]
-    if not taken or utterance.skill in ("talk", "again", "unknown"):
+    if not taken or utterance.skill in ("talk", "again", "go_on", "unknown"):
         return []
     last = taken[-1]
     if utterance.skill == "repeat":
@@ -98,26 +104,45 @@ def insert_pause(utterance: Utterance, before_word: int, length: int) -> tuple[U
     return replace(utterance, audio=audio, words=words), (at, at + length)
 
 
-def answer_to(question: Utterance, told: dict[str, str], last_answer: str | None) -> str | None:
-    """The agent's answer, given what was told (`name`, `like`) and its last complete answer."""
-    if question.skill in ("name_ask", "like_ask"):
-        return world.memory_answer(question.skill, told.get(question.skill.split("_")[0]))
-    if question.skill == "again":
-        return last_answer
-    return question.answer
+@dataclass
+class _Memory:
+    """What the answers of a conversation depend on.
+
+    Attributes:
+        told: What the user told (`name`, `like`).
+        last: The last complete answer.
+        rest: What was left of a long answer when the user said "stop".
+    """
+
+    told: dict[str, str] = field(default_factory=dict)
+    last: Utterance | None = None
+    rest: Utterance | None = None
+
+
+def rest_of(answer: Utterance, num_frames: int) -> Utterance | None:
+    """What is left of an answer of which `num_frames` were said, from the first word that was not said whole; None under three words."""
+    assert answer.codes is not None
+    said = num_frames * AGENT_FRAME_SAMPLES
+    left = [w for w in answer.words if w.end_sample > said]
+    if len(left) < 3:
+        return None
+    first = left[0].start_sample // AGENT_FRAME_SAMPLES
+    offset = first * AGENT_FRAME_SAMPLES
+    words = tuple(Word(w.text, w.start_sample - offset, w.end_sample - offset) for w in left)
+    text = " ".join(answer.text.split()[-len(left) :])
+    return replace(answer, id=f"{answer.id}+{first}", text=text, words=words, codes=answer.codes[first:], audio=answer.audio[offset:])
 
 
 def compose(cast: Cast, config: ComposerConfig, augment: AugmentConfig, rng: Generator) -> Timeline:
     """One conversation. Utterances' audio becomes float32, with the speaker's changes applied."""
     users: list[UserTurn] = []
     agents: list[AgentTurn] = []
-    told: dict[str, str] = {}
-    last_answer: str | None = None
+    memory = _Memory()
     start = int(rng.integers(2 * USER_FRAME_SAMPLES, 14 * USER_FRAME_SAMPLES))
     kind = "question"
     while True:
-        question = _next_question(cast, told, last_answer, config, rng)
-        answer = cast.answers.get(answer_to(question, told, last_answer) or "")
+        question = _next_question(cast, memory, kind, config, rng)
+        answer = _answer(cast, question, memory)
         if answer is None:
             continue
         turn = _user_turn(question, start, kind, config, augment, rng)
@@ -125,7 +150,7 @@ def compose(cast: Cast, config: ComposerConfig, augment: AugmentConfig, rng: Gen
         if begin + 6 > config.num_frames:
             break
         if question.skill in ("name_tell", "like_tell"):
-            told[question.skill.split("_")[0]] = question.value
+            memory.told[question.skill.split("_")[0]] = question.value
         users.append(turn)
         assert answer.codes is not None
         end = begin + len(answer.codes)
@@ -133,14 +158,32 @@ def compose(cast: Cast, config: ComposerConfig, augment: AugmentConfig, rng: Gen
         if onset is not None:
             stop = onset // USER_FRAME_SAMPLES + int(rng.integers(config.stop_frames[0], config.stop_frames[1] + 1))
             agents.append(AgentTurn(answer, begin, min(stop, end), len(users) - 1))
-            start, kind, last_answer = onset, "interruption", None
+            start, kind, memory.last = onset, "interruption", None
+            memory.rest = rest_of(answer, min(stop, end) - begin)
         else:
             agents.append(AgentTurn(answer, begin, end, len(users) - 1))
             pause = int(rng.integers(config.silence_frames[0] * USER_FRAME_SAMPLES, config.silence_frames[1] * USER_FRAME_SAMPLES + 1))
-            start, kind, last_answer = end * USER_FRAME_SAMPLES + pause, "question", answer.text
+            if kind != "interruption" or not _is_stop(question):
+                memory.rest = None
+            start, kind, memory.last = end * USER_FRAME_SAMPLES + pause, "question", answer
     if kind == "interruption" and agents:  # the interrupting turn did not fit: the answer goes on
         agents[-1] = _uncut(agents[-1])
     return Timeline(config.num_frames, tuple(users), tuple(agents))
+
+
+def _is_stop(question: Utterance) -> bool:
+    return question.skill == "talk" and question.value == "stop"
+
+
+def _answer(cast: Cast, question: Utterance, memory: _Memory) -> Utterance | None:
+    """The agent's answer, given what was said before; None when it has none."""
+    if question.skill in ("name_ask", "like_ask"):
+        return cast.answers.get(world.memory_answer(question.skill, memory.told.get(question.skill.split("_")[0])))
+    if question.skill == "again":
+        return memory.last
+    if question.skill == "go_on":
+        return memory.rest
+    return cast.answers.get(question.answer or "")
 
 
 def _uncut(turn: AgentTurn) -> AgentTurn:
@@ -148,13 +191,17 @@ def _uncut(turn: AgentTurn) -> AgentTurn:
     return replace(turn, cut_frame=turn.start_frame + len(turn.utterance.codes))
 
 
-def _next_question(cast: Cast, told: dict[str, str], last_answer: str | None, config: ComposerConfig, rng: Generator) -> Utterance:
-    if told and rng.random() < config.recall_probability:
-        skill = f"{list(told)[int(rng.integers(len(told)))]}_ask"
+def _next_question(cast: Cast, memory: _Memory, kind: str, config: ComposerConfig, rng: Generator) -> Utterance:
+    if kind == "interruption" and memory.rest and cast.stops and rng.random() < config.stop_probability:
+        return cast.stops[int(rng.integers(len(cast.stops)))]
+    if kind == "question" and memory.rest and "go_on" in cast.by_skill and rng.random() < config.go_on_probability:
+        return cast.draw(rng, "go_on")
+    if memory.told and rng.random() < config.recall_probability:
+        skill = f"{list(memory.told)[int(rng.integers(len(memory.told)))]}_ask"
         if skill in cast.by_skill:
             return cast.draw(rng, skill)
     question = cast.draw(rng)
-    while question.skill == "again" and last_answer is None:
+    while question.skill == "again" and memory.last is None:
         question = cast.draw(rng)
     return question
 

@@ -179,4 +179,7 @@ class Conversations(lightning.LightningDataModule):
         else:
             assert self.cast is not None
             timeline = compose(self.cast, self.composer, self.augment, rng)
+        for turn in timeline.agent:  # the rest of an answer that was stopped is a sentence of its own
+            if turn.utterance.id not in self.tokens:
+                self.tokens[turn.utterance.id] = token_frames(turn.utterance, self.vocab)
         return timeline, lay_channels(timeline, self.tokens, self.silence, lead)

@@ -35,7 +35,8 @@ class PartConfig:
         role: `user` (questions, 16 kHz) or `agent` (answers, 24 kHz).
         split: Which voices and phrasings; agent parts ignore it.
         engines: Keep the split's voices of these engines; empty keeps all.
-        num_exchanges: Questions drawn from the world (user) .
+        num_exchanges: Questions drawn from the world (user).
+        skills: Draw only these skills, evenly; empty draws all by their weights.
         num_sentences: Sentences of the chat corpus added, from `sentence_offset` on.
         answers_to: Agent only: user parts whose answers are spoken.
         fixed_answers: Agent only: also speak every answer that does not depend on a question's values.
@@ -47,6 +48,7 @@ class PartConfig:
     split: str = "train"
     engines: tuple[str, ...] = ()
     num_exchanges: int = 0
+    skills: tuple[str, ...] = ()
     num_sentences: int = 0
     sentence_offset: int = 0
     answers_to: tuple[str, ...] = ()
@@ -82,6 +84,9 @@ def plan_part(part: PartConfig, config: SynthConfig) -> list[Task]:
         return _plan_agent(part, config)
     if part.role != "user":
         raise UserError(f"bank part {part.name!r} has role {part.role!r}; use user or agent")
+    unknown = sorted(set(part.skills) - set(world.SKILL_WEIGHTS))
+    if unknown:
+        raise UserError(f"bank part {part.name!r} has the unknown skill {unknown[0]!r}; use some of {', '.join(world.SKILL_WEIGHTS)}")
     rng = random.Random(f"{part.seed}/{part.name}")
     voices = [v for v in world.voices(part.split) if not part.engines or v.split(":")[0] in part.engines]
     if not voices:
@@ -89,7 +94,8 @@ def plan_part(part: PartConfig, config: SynthConfig) -> list[Task]:
     phrases = _repeat_phrases(part.split)
     tasks = []
     for i in range(part.num_exchanges):
-        exchange = world.draw(rng, part.split, phrases=phrases)
+        skill = rng.choice(part.skills) if part.skills else None
+        exchange = world.draw(rng, part.split, skill, phrases)
         tasks.append(
             Task(
                 f"{part.name}-{i:06d}", exchange.question, rng.choice(voices), _speed(rng), exchange.skill, exchange.answer, exchange.value

@@ -22,11 +22,11 @@ _ONES = (
 ).split()
 _TENS = ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
-# How often each skill is asked.
+# How often each skill is asked; `go_on` only makes sense after a `stop`, where the composer puts it.
 SKILL_WEIGHTS = {
     "plus": 0.10, "minus": 0.06, "times": 0.07, "repeat": 0.24, "capital": 0.13, "color": 0.05, "opposite": 0.06, "after": 0.05,
     "animal": 0.03, "name_tell": 0.05, "name_ask": 0.02, "like_tell": 0.02, "like_ask": 0.02, "talk": 0.07, "long": 0.05,
-    "unknown": 0.04, "again": 0.02,
+    "unknown": 0.04, "again": 0.02, "go_on": 0.0,
 }  # fmt: skip
 
 
@@ -34,7 +34,7 @@ SKILL_WEIGHTS = {
 class Exchange:
     """One user sentence and what the agent says to it.
 
-    `answer` is None when it depends on the conversation (`name_ask`, `like_ask`, `again`).
+    `answer` is None when it depends on the conversation (`name_ask`, `like_ask`, `again`, `go_on`).
     `value` is what a `_tell` sentence tells; for a `repeat` it is the words to repeat.
     """
 
@@ -112,7 +112,7 @@ def draw(rng: random.Random, split: str, skill: str | None = None, phrases: list
 
 def _dress(rng: random.Random, question: str, name: str) -> str:
     """Add a spoken prefix or suffix; nothing may follow words to repeat or a name."""
-    suffix = "" if name in ("repeat", "name_tell", "like_tell", "again") else rng.choice(skills()["suffixes"])
+    suffix = "" if name in ("repeat", "name_tell", "like_tell", "again", "go_on") else rng.choice(skills()["suffixes"])
     return " ".join(part for part in (rng.choice(skills()["prefixes"]), question, suffix) if part)
 
 
@@ -173,13 +173,14 @@ def _draw_unknown(rng, split, name, phrases):
     return template.format(**{k: rng.choice(unknown[k]) for k in "tpc"}), unknown["answer"], ""
 
 
-def _draw_again(rng, split, name, phrases):
-    return rng.choice(fixed_questions(skills()["control"]["again"], split)), None, ""
+def _draw_control(rng, split, name, phrases):
+    return rng.choice(fixed_questions(skills()["control"][name], split)), None, ""
 
 
 _DRAW = {
     "plus": _draw_sum, "minus": _draw_sum, "times": _draw_sum, "repeat": _draw_repeat, "name_tell": _draw_tell, "like_tell": _draw_tell,
-    "name_ask": _draw_ask, "like_ask": _draw_ask, "talk": _draw_fixed, "long": _draw_fixed, "unknown": _draw_unknown, "again": _draw_again,
+    "name_ask": _draw_ask, "like_ask": _draw_ask, "talk": _draw_fixed, "long": _draw_fixed, "unknown": _draw_unknown,
+    "again": _draw_control, "go_on": _draw_control,
 }  # fmt: skip
 
 

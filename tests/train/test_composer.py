@@ -11,7 +11,7 @@ from duplex.vocab import Vocab
 from train import world
 from train.augment import AugmentConfig
 from train.bank import Utterance, Word
-from train.composer import Cast, ComposerConfig, compose, insert_pause, render_user, unfinished_splits
+from train.composer import Cast, ComposerConfig, compose, insert_pause, render_user, rest_of, unfinished_splits
 from train.layout import lay_channels, token_frames
 from train.timeline import Timeline, UserTurn
 
@@ -179,6 +179,38 @@ def test_answers_follow_from_what_was_told_and_said(timelines: list[Timeline]) -
             after = followed(timeline, i)
             complete = agent.utterance.text if after and after.kind == "question" else None
     assert seen == {"again", *((s, known) for s in ("name_ask", "like_ask") for known in (False, True))}
+
+
+def test_the_rest_of_an_answer_starts_with_the_word_that_was_cut() -> None:
+    answer = speech("a", "One, two, three, four, five.", 24000, True)  # 7200 samples, 3.75 frames a word
+    assert rest_of(answer, 9).text == "three, four, five."
+    rest = rest_of(answer, 7)
+    assert rest is not None and (rest.text, rest.id) == ("two, three, four, five.", "a+3")
+    assert [w.start_sample for w in rest.words] == [7200 - 3 * 1920 + i * 7200 for i in range(4)]
+    assert len(rest.codes) == len(answer.codes) - 3 and rest.num_samples == answer.num_samples - 3 * 1920
+    assert rest_of(answer, 12) is None
+
+
+def test_who_said_stop_may_ask_for_the_rest(cast: Cast) -> None:
+    stop = speech("stop", "stop", 16000, False, skill="talk", answer="Okay.", value="stop")
+    go_on = speech("go", "go on", 16000, False, skill="go_on", answer=None)
+    long = next(q for q in cast.by_skill["long"])
+    able = Cast([long, stop, go_on], {**cast.answers, "Okay.": speech("ok", "Okay.", 24000, True)})
+    config = dataclasses.replace(CONFIG, stop_probability=0.7, go_on_probability=0.7, pause_probability=0.0)
+    told, other = 0, 0
+    for seed in range(40):
+        timeline = compose(able, config, PLAIN, np.random.default_rng(seed))
+        for i, (user, agent) in enumerate(zip(timeline.user, timeline.agent, strict=True)):
+            if user.utterance.skill != "go_on":
+                other += i > 0
+                continue
+            told += 1
+            first, okay = timeline.agent[i - 2], timeline.agent[i - 1]
+            assert okay.utterance.text == "Okay." and first.interrupted and timeline.user[i - 1].kind == "interruption"
+            rest = rest_of(first.utterance, first.cut_frame - first.start_frame)
+            assert rest is not None and agent.utterance.text == rest.text
+            assert len(agent.utterance.codes) == len(rest.codes) and LONG.endswith(agent.utterance.text)
+    assert told > 10 and other > 10
 
 
 def test_channels_of_conversations(cast: Cast, timelines: list[Timeline]) -> None:

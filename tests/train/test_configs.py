@@ -27,7 +27,9 @@ def parse(data: dict) -> jsonargparse.Namespace:
 
 
 def test_all_are_known() -> None:
-    assert len(STAGES) >= 4 and [p.name for p in OTHERS] == ["pocket-synth.yaml"]
+    stages = ["codec-gan", "codec", "dialogue", "encoder", "speak"]
+    assert [p.stem for p in STAGES] == [f"{preset}-{stage}" for preset in ("pocket", "test") for stage in stages]
+    assert [p.name for p in OTHERS] == ["pocket-synth.yaml", "test-synth.yaml"]
 
 
 @pytest.mark.parametrize("path", STAGES, ids=lambda p: p.stem)
@@ -43,7 +45,7 @@ def test_a_stage_config_is_accepted(path: Path) -> None:
 
 @pytest.mark.parametrize("path", STAGES, ids=lambda p: p.stem)
 def test_a_stage_uses_only_parts_that_are_built(path: Path) -> None:
-    built = {part.name: part for part in load_config(CONFIGS / "pocket-synth.yaml").parts}
+    built = {part.name: part for part in load_config(CONFIGS / f"{path.stem.split('-')[0]}-synth.yaml").parts}
     data = yaml.safe_load(path.read_text())["data"]["init_args"]
     for key in ("parts", "user_parts", "answer_parts", "speak_parts"):
         for name in data.get(key, []):

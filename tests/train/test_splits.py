@@ -10,7 +10,7 @@ import pytest
 import train.synth
 from train import world
 
-NO_SUFFIX = {"repeat", "name_tell", "like_tell", "again"}
+NO_SUFFIX = {"repeat", "name_tell", "like_tell", "again", "go_on"}
 
 
 def spoken(text: str) -> str:
@@ -23,7 +23,7 @@ def asked(split: str) -> set[tuple[str, str]]:
     for family in world.splits()["phrasings"]:
         found |= {(family, spoken(t)) for t in world.phrasings(family, split)}
     fixed = {f"{name}.{key}": entry["ask"] for name in ("talk", "long") for key, entry in skills[name].items()}
-    for family, ask in {**fixed, "again": skills["control"]["again"]}.items():
+    for family, ask in {**fixed, **skills["control"]}.items():
         questions = world.fixed_questions(ask, split)
         assert questions, f"{family} has no question for {split}"
         found |= {(family, spoken(t)) for t in questions}

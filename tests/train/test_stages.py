@@ -268,7 +268,7 @@ def test_a_trained_model_is_exported_and_loads(bank: TinyBank, tmp_path: Path) -
     assert speaker.model.config == stage.model.config
     codec_stage = CodecStage(1, TINY_CODEC, warmup_steps=1)
     fit(codec_stage, [0.1 * noise(2, 4 * 1920)]).save_checkpoint(tmp_path / "codec.ckpt")
-    export_codec(str(tmp_path / "codec.ckpt"), str(tmp_path / "codec"), TINY_CODEC, torch.float32)
+    export_codec(str(tmp_path / "codec.ckpt"), str(tmp_path / "codec"), torch.float32)
     with pytest.raises(UserError, match="codec.ckpt holds no duplex model"):
         export_model(str(tmp_path / "codec.ckpt"), str(tmp_path / "no"), str(bank.codec), str(tmp_path / "tokenizer.json"), torch.float32)
 
