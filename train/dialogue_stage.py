@@ -112,7 +112,7 @@ class DialogueStage(lightning.LightningModule):
         num_steps: Steps of the schedule.
         model: Shape; vocabulary size and silence codes are taken from the data.
         learning_rate, encoder_learning_rate: Peak rates.
-        freeze_encoder_steps: For so many steps the encoder rests.
+        freeze_encoder_steps: For so many steps the encoder rests; None is all the time.
         warmup_steps: Linear warm-up.
         corruption: Largest rate of `corrupt_codes`.
         loss: Weights.
@@ -126,7 +126,7 @@ class DialogueStage(lightning.LightningModule):
         model: ModelConfig = ModelConfig(),  # noqa: B008 - frozen
         learning_rate: float = 1.2e-3,
         encoder_learning_rate: float = 3e-4,
-        freeze_encoder_steps: int = 0,
+        freeze_encoder_steps: int | None = 0,
         warmup_steps: int = 150,
         corruption: float = 0.3,
         loss: LossConfig = LossConfig(),  # noqa: B008 - frozen
@@ -155,6 +155,8 @@ class DialogueStage(lightning.LightningModule):
             self._load_model(self.init_model)
         if self.init_encoder:
             self.model.encoder.load_state_dict(stage_weights(self.init_encoder, "encoder."))
+        if self.freeze_encoder_steps is None:
+            self.model.encoder.requires_grad_(False)
 
     def _load_model(self, path: str) -> None:
         """Load an earlier model; where it heard through another encoder, its encoder and adapter are left out."""
@@ -173,10 +175,12 @@ class DialogueStage(lightning.LightningModule):
     def configure_optimizers(self):
         """AdamW with a lower rate for the encoder, and a cosine by step."""
         assert self.model is not None
-        encoder = list(self.model.encoder.parameters())
-        known = {id(p) for p in encoder}
+        known = {id(p) for p in self.model.encoder.parameters()}
+        encoder = [p for p in self.model.encoder.parameters() if p.requires_grad]
         others = [p for p in self.parameters() if id(p) not in known]
-        groups = [{"params": others, "lr": self.learning_rate}, {"params": encoder, "lr": self.encoder_learning_rate}]
+        groups = [{"params": others, "lr": self.learning_rate}]
+        if encoder:
+            groups.append({"params": encoder, "lr": self.encoder_learning_rate})
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01)
         schedule = warmup_cosine(optimizer, self.warmup_steps, self.num_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -202,7 +206,7 @@ class DialogueStage(lightning.LightningModule):
     def _encode(self, features: Tensor, first_frame: int) -> Tensor:
         """[B, T * 8, num_mels] -> [B, T, D_enc], without gradient while the encoder rests."""
         assert self.model is not None
-        with torch.set_grad_enabled(self.global_step >= self.freeze_encoder_steps):
+        with torch.set_grad_enabled(self.freeze_encoder_steps is not None and self.global_step >= self.freeze_encoder_steps):
             return self.model.encoder.encode_features(features, first_frame)
 
 

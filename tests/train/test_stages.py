@@ -187,6 +187,9 @@ def test_the_encoder_rests_while_it_is_frozen(bank: TinyBank, tmp_path: Path) ->
     fit(DialogueStage(5, bank.model, freeze_encoder_steps=3), conversations(bank, tmp_path, 5), callbacks=[Watch()])
     same = [all(torch.equal(a[k], b[k]) for k in a) for a, b in zip(states, states[1:], strict=False)]
     assert same == [True, True, False, False]
+    states.clear()
+    fit(DialogueStage(3, bank.model, freeze_encoder_steps=None), conversations(bank, tmp_path, 3), callbacks=[Watch()])
+    assert len(states) == 3 and all(torch.equal(states[0][k], states[2][k]) for k in states[0])
 
 
 @pytest.mark.parametrize("name", ["encoder", "dialogue"])
