@@ -90,18 +90,24 @@ def digits_to_codes(digits: Tensor, levels: tuple[int, ...]) -> Tensor:
 
 
 class Fusion(nn.Module):
-    """x_t = E_text[text_t] + sum_k E_k[codes_{t-1}^k] + w * user_t: the one place where channels are summed, in this order."""
+    """The one place where channels are summed, in this order:
+
+    x_t = E_text[text_t] + sum_k E_k[codes_{t-1}^k] + w * user_t + v * heard_t
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.text = TextEmbedding(config)
         self.codes = CodeEmbedding(config)
         self.user_weight = nn.Parameter(torch.tensor(config.user_weight))
+        self.heard_weight = nn.Parameter(torch.tensor(config.heard_weight)) if config.heard_channel else None
 
-    def forward(self, user: Tensor | None, text: Tensor, previous_codes: Tensor) -> Tensor:
-        """user [B, T, D] (None: no user channel), text [B, T], previous_codes [B, T, K] -> [B, T, D]."""
+    def forward(self, user: Tensor | None, heard: Tensor | None, text: Tensor, previous_codes: Tensor) -> Tensor:
+        """user and heard [B, T, D] (None: no such channel), text [B, T], previous_codes [B, T, K] -> [B, T, D]."""
         x = self.text(text) + self.codes(previous_codes)
-        return x if user is None else x + self.user_weight * user
+        if user is not None:
+            x = x + self.user_weight * user
+        return x if heard is None else x + self.heard_weight * heard
 
 
 class Heads(nn.Module):
@@ -117,6 +123,13 @@ class Heads(nn.Module):
     def text_logits(self, hidden: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, V]."""
         return self.text(hidden)
+
+    def vectors_of(self, text_probs: Tensor) -> Tensor:
+        """Expected text head vector of likely tokens, [B, T, V] -> [B, T, D]; special tokens count for nothing.
+
+        In these vectors, to repeat what is heard the backbone only has to carry it to its output.
+        """
+        return text_probs[..., Vocab.eos + 1 :] @ self.text.weight[Vocab.eos + 1 :]
 
     def level_logits(self, hidden: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, K, sum(levels)]."""

@@ -93,7 +93,8 @@ class ModelConfig:
         num_codebooks, levels: K and the FSQ levels of the codec it speaks through.
         code_table: Add a free embedding per code to the sum of its levels' embeddings.
         char_embedding: Add the embeddings of a token's characters to its own.
-        user_weight: Starting value of the learned weight of the user channel.
+        heard_channel: Let the backbone also read which words the encoder recognizes, as the vectors of the text head that would say them.
+        user_weight, heard_weight: Starting values of the learned weights of what is heard, as sound and as words.
         silence_codes: The codec's own silence, K codes; the code channel before the first frame.
     """
 
@@ -104,7 +105,9 @@ class ModelConfig:
     levels: tuple[int, ...] = (8, 6, 5, 5)
     code_table: bool = True
     char_embedding: bool = True
+    heard_channel: bool = True
     user_weight: float = 1.0
+    heard_weight: float = 1.0
     silence_codes: tuple[int, ...] = (0, 0, 0, 0)
 
     @property

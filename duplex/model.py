@@ -50,6 +50,7 @@ class TrainOutput:
     logits: Logits
     hidden: Tensor  # [B, T, D], what the heads read
     encoded: Tensor | None  # [B, T, D_enc], None without a user channel
+    heard: Tensor | None  # [B, T, V] logits of the token of a word that has just ended, None without a channel of heard words
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class DuplexModel(nn.Module):
         self.config = config
         self.encoder = build_encoder(config.encoder)
         self.adapter = Adapter(config.encoder.width, config.backbone.width)
+        self.recognizer = nn.Linear(config.encoder.width, config.vocab_size) if config.heard_channel else None
         self.fusion = Fusion(config)
         self.backbone = Backbone(config.backbone)
         self.heads = Heads(config)
@@ -124,8 +126,12 @@ class DuplexModel(nn.Module):
         if audio is not None:
             encoded = self.encoder(audio)
         user = None if encoded is None else self.adapter(encoded)
-        hidden = self.backbone(self.fusion(user, text, codes))
-        return TrainOutput(Logits(self.heads.text_logits(hidden), self.heads.level_logits(hidden)), hidden, encoded)
+        heard = None if encoded is None or self.recognizer is None else self.recognizer(encoded)
+        hidden = self.backbone(self.fusion(user, self._heard_vectors(heard), text, codes))
+        return TrainOutput(Logits(self.heads.text_logits(hidden), self.heads.level_logits(hidden)), hidden, encoded, heard)
+
+    def _heard_vectors(self, heard: Tensor | None) -> Tensor | None:
+        return None if heard is None else self.heads.vectors_of(heard.float().softmax(-1).to(heard.dtype))
 
     @torch.inference_mode()
     def step(
@@ -138,8 +144,9 @@ class DuplexModel(nn.Module):
         forced_codes: Tensor | None = None,
     ) -> StepOutput:
         """One frame: audio [B, 1280]. Forced tokens ([B], [B, K]) replace the sampled ones."""
-        user = self.adapter(self.encoder.step(audio, state.encoder))
-        x = self.fusion(user, state.text[:, None], state.codes[:, None])
+        encoded = self.encoder.step(audio, state.encoder)
+        heard = None if self.recognizer is None else self.recognizer(encoded)
+        x = self.fusion(self.adapter(encoded), self._heard_vectors(heard), state.text[:, None], state.codes[:, None])
         hidden = self.backbone.step(x, state.backbone)
         logits = Logits(self.heads.text_logits(hidden), self.heads.level_logits(hidden))
         text = sample_text(logits.text[:, 0].float(), sampling, generator) if forced_text is None else forced_text

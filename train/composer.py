@@ -35,6 +35,7 @@ class ComposerConfig:
         stop_frames: How long the agent goes on after an interruption begins, ends included.
         silence_frames: Between the agent's end and the user's next turn, ends included.
         recall_probability: After something was told, that the next question asks for it.
+        skill_weights: How often a skill is asked, where it differs from `train.world.SKILL_WEIGHTS`.
         stop_probability: That who interrupts a long answer says nothing but "stop".
         go_on_probability: That who said "stop" then asks for the rest.
     """
@@ -50,20 +51,22 @@ class ComposerConfig:
     recall_probability: float = 0.5
     stop_probability: float = 0.25
     go_on_probability: float = 0.6
+    skill_weights: dict[str, float] = field(default_factory=dict)
 
 
 class Cast:
     """Utterances to compose from, by skill, and answers by text."""
 
-    def __init__(self, questions: list[Utterance], answers: dict[str, Utterance]) -> None:
+    def __init__(self, questions: list[Utterance], answers: dict[str, Utterance], skill_weights: dict[str, float] | None = None) -> None:
         self.answers = answers
         usable = [q for q in questions if q.skill in ("name_ask", "like_ask", "again", "go_on") or q.answer in answers]
         self.by_skill: dict[str, list[Utterance]] = {}
         for question in usable:
             self.by_skill.setdefault(question.skill, []).append(question)
         self.stops = [q for q in self.by_skill.get("talk", []) if q.value == "stop"]
-        self.skills = [s for s in world.SKILL_WEIGHTS if s in self.by_skill and world.SKILL_WEIGHTS[s]]
-        weights = np.array([world.SKILL_WEIGHTS[s] for s in self.skills])
+        by_name = {**world.SKILL_WEIGHTS, **(skill_weights or {})}
+        self.skills = [s for s in by_name if s in self.by_skill and by_name[s]]
+        weights = np.array([by_name[s] for s in self.skills])
         self.weights = weights / weights.sum()
 
     def draw(self, rng: Generator, skill: str | None = None) -> Utterance:

@@ -119,7 +119,7 @@ class Conversations(lightning.LightningDataModule):
             agent[part] = self._place_tokens(utterances)
         self.pool = [u for part in self.speak_parts for u in agent[part]]
         answers = {u.text: u for part in self.answer_parts for u in agent[part]}
-        self.cast = Cast([u for part in self.user_parts for u in read_part(self.bank / part)], answers)
+        self.cast = Cast([u for part in self.user_parts for u in read_part(self.bank / part)], answers, self.composer.skill_weights)
 
     def _place_tokens(self, utterances: list[Utterance]) -> list[Utterance]:
         """Fill `tokens`; sentences without word times, or too dense for their speech, are left out and counted."""

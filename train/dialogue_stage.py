@@ -155,14 +155,19 @@ class DialogueStage(lightning.LightningModule):
             self._load_model(self.init_model)
         if self.init_encoder:
             self.model.encoder.load_state_dict(stage_weights(self.init_encoder, "encoder."))
+            if self.model.recognizer is not None:
+                self.model.recognizer.load_state_dict(stage_weights(self.init_encoder, "listener."))
         if self.freeze_encoder_steps is None:
-            self.model.encoder.requires_grad_(False)
+            for part in (self.model.encoder, self.model.recognizer):
+                if part is not None:
+                    part.requires_grad_(False)
 
     def _load_model(self, path: str) -> None:
-        """Load an earlier model; where it heard through another encoder, its encoder and adapter are left out."""
+        """Load an earlier model; where it heard through another encoder, what it heard with is left out."""
         assert self.model is not None
         weights, own = stage_weights(path, "model."), self.model.state_dict()
-        heard = [k for k in {*own, *weights} if k.startswith(("encoder.", "adapter."))]
+        ears = ("encoder.", "adapter.", "recognizer.", "fusion.heard_weight")
+        heard = [k for k in {*own, *weights} if k.startswith(ears)]
         if any(k not in own or k not in weights or own[k].shape != weights[k].shape for k in heard):
             weights = {k: v for k, v in weights.items() if k not in heard} | {k: own[k] for k in heard if k in own}
         self.model.load_state_dict(weights)
@@ -175,8 +180,9 @@ class DialogueStage(lightning.LightningModule):
     def configure_optimizers(self):
         """AdamW with a lower rate for the encoder, and a cosine by step."""
         assert self.model is not None
-        known = {id(p) for p in self.model.encoder.parameters()}
-        encoder = [p for p in self.model.encoder.parameters() if p.requires_grad]
+        ears = [p for part in (self.model.encoder, self.model.recognizer) if part is not None for p in part.parameters()]
+        known = {id(p) for p in ears}
+        encoder = [p for p in ears if p.requires_grad]
         others = [p for p in self.parameters() if id(p) not in known]
         groups = [{"params": others, "lr": self.learning_rate}]
         if encoder:

@@ -200,6 +200,7 @@ class EncoderStage(lightning.LightningModule):
         encoder: Shape.
         learning_rate, warmup_steps: Peak and warm-up of AdamW with a cosine.
         init_whisper: Whisper encoder to start from, see `train.pretrained.whisper_encoder_weights`.
+        init_from: Lightning checkpoint of an earlier encoder stage to start from, heads included.
     """
 
     def __init__(
@@ -209,9 +210,11 @@ class EncoderStage(lightning.LightningModule):
         learning_rate: float = 1.5e-3,
         warmup_steps: int = 300,
         init_whisper: str | None = None,
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
-        self.num_steps, self.learning_rate, self.warmup_steps, self.init_whisper = num_steps, learning_rate, warmup_steps, init_whisper
+        self.num_steps, self.learning_rate, self.warmup_steps = num_steps, learning_rate, warmup_steps
+        self.init_whisper, self.init_from = init_whisper, init_from
         self.encoder = build_encoder(encoder)
         self.align = nn.Linear(encoder.width, encoder.ctc_per_frame * CTC_SIZE)
         self.listener: nn.Linear | None = None
@@ -225,6 +228,8 @@ class EncoderStage(lightning.LightningModule):
         self.listener = nn.Linear(self.encoder.width, data.vocab.size if data.vocab else 1)
         if self.init_whisper:
             load_whisper(self.encoder, self.init_whisper)
+        if self.init_from:
+            self.load_state_dict(torch.load(self.init_from, map_location="cpu", weights_only=True)["state_dict"])
 
     def configure_optimizers(self):
         """AdamW and a cosine by step."""

@@ -140,12 +140,23 @@ def _plan_agent(part: PartConfig, config: SynthConfig) -> list[Task]:
     return [Task(f"{part.name}-{i:06d}", text, config.agent_voice, 1.0) for i, text in enumerate(texts)]
 
 
+_TAIL_DB, _TAIL_BLOCKS, _DECAY_BLOCKS = -22.0, 30, 10
+
+
 def trim_bounds(audio: np.ndarray, rate_hz: int, floor_db: float = -42.0) -> tuple[int, int]:
-    """First and last audible sample: 10 ms blocks within `floor_db` of the loudest block. (0, 0) when silent."""
+    """First and last audible sample: 10 ms blocks within `floor_db` of the loudest block. (0, 0) when silent.
+
+    A tail of more than 0.3 s that stays 22 dB below the loudest block is no speech (some voices end in steady noise): it is cut 0.1 s in.
+    """
     hop = rate_hz // 100
     blocks = np.sqrt((audio[: len(audio) // hop * hop].reshape(-1, hop) ** 2).mean(1) + 1e-12)
     loud = np.flatnonzero(blocks > max(blocks.max(initial=0.0) * 10 ** (floor_db / 20), 1e-4))
-    return (int(loud[0]) * hop, int(loud[-1] + 1) * hop) if len(loud) else (0, 0)
+    if not len(loud):
+        return 0, 0
+    last, strong = int(loud[-1]), int(np.flatnonzero(blocks > blocks.max() * 10 ** (_TAIL_DB / 20))[-1])
+    if last - strong > _TAIL_BLOCKS:
+        last = strong + _DECAY_BLOCKS
+    return int(loud[0]) * hop, (last + 1) * hop
 
 
 def _speak(task: Task, speech: Speech, rate_hz: int):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,31 @@ def test_every_token_that_is_read_matters(model: DuplexModel) -> None:
             other[0, 3, channel] = (other[0, 3, channel] + 1) % 12
             changed = (part.forward(other) != plain).any(-1)[0].tolist()
             assert changed == [False] * 4 + [True] * 4  # what is said at frame 3 is read from frame 4 on
+
+
+def test_what_is_recognized_enters_as_the_vector_that_says_it(model: DuplexModel) -> None:
+    assert model.recognizer is not None
+    with torch.no_grad():
+        model.recognizer.weight.zero_()
+        model.recognizer.bias.fill_(-30.0)
+        model.recognizer.bias[9] = 30.0
+        encoded = noise(1, 3, TINY.encoder.width)
+        text, codes = torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 3, 2, dtype=torch.long)
+        out = model(text, codes, encoded=encoded)
+        assert out.heard is not None and out.heard.argmax(-1).tolist() == [[9, 9, 9]]
+        vectors = model.heads.vectors_of(out.heard.softmax(-1))
+        assert torch.allclose(vectors, model.heads.text.weight[9].expand(1, 3, -1), atol=1e-6)
+        alone = model.fusion(None, None, text, codes)
+        assert torch.allclose(model.fusion(None, vectors, text, codes) - alone, vectors * TINY.heard_weight, atol=1e-6)
+        model.recognizer.bias[9], model.recognizer.bias[Vocab.sil] = -30.0, 30.0
+        assert model.heads.vectors_of(model(text, codes, encoded=encoded).heard.softmax(-1)).abs().max() < 1e-20
+
+
+def test_without_the_channel_of_heard_words() -> None:
+    torch.manual_seed(0)
+    deaf = hearing(DuplexModel(dataclasses.replace(TINY, heard_channel=False)))
+    assert deaf.recognizer is None and not any("recognizer" in k or "heard" in k for k in deaf.state_dict())
+    check_chunks(TeacherForced(deaf), conversation(TINY, 2, 9))
 
 
 def test_free_running_repeats_as_teacher_forced(model: DuplexModel) -> None:

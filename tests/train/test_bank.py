@@ -166,3 +166,12 @@ def test_trim_finds_the_audible_part() -> None:
     assert trim_bounds(audio, 16000) == (3200, 8000)
     assert trim_bounds(audio, 16000, floor_db=-60.0) == (3200, 12160)
     assert trim_bounds(np.zeros(16000, np.float32), 16000) == (0, 0)
+
+
+def test_steady_noise_after_the_last_word_is_no_speech() -> None:
+    rng = np.random.default_rng(0)
+    audio = 0.01 * rng.standard_normal(32000).astype(np.float32)  # 20 dB and more below the word's loudest block
+    audio[3200:16000] += 0.3 * np.sin(np.arange(12800) / 8).astype(np.float32)
+    start, end = trim_bounds(audio, 16000)
+    assert (start, end) == (0, 16000 + 10 * 160)
+    assert trim_bounds(audio[:20000], 16000) == (0, 20000)  # a quarter of a second may be a consonant

@@ -248,6 +248,12 @@ def test_the_user_is_heard_where_the_timeline_says(timelines: list[Timeline]) ->
     assert np.abs(render_user(timeline, AugmentConfig(), np.random.default_rng(0))).max() <= 1.0
 
 
+def test_skills_may_be_asked_more_often(cast: Cast) -> None:
+    questions = [q for pool in cast.by_skill.values() for q in pool]
+    drawn = [Cast(questions, cast.answers, {"repeat": 1e6, "plus": 0.0}).draw(np.random.default_rng(i)).skill for i in range(20)]
+    assert set(drawn) == {"repeat"}
+
+
 def test_the_same_seed_composes_the_same(cast: Cast) -> None:
     a, b, c = (compose(cast, CONFIG, AugmentConfig(), np.random.default_rng(seed)) for seed in (3, 3, 4))
     assert [(u.start_sample, u.utterance.id) for u in a.user] == [(u.start_sample, u.utterance.id) for u in b.user]

@@ -238,15 +238,15 @@ def test_losses_are_weighted_means(bank: TinyBank) -> None:
     batch = ConversationBatch(text, codes, speaking, torch.tensor([False, True]), None, torch.zeros(2, 4), torch.zeros(0), torch.zeros(0))
     logits = Logits(torch.zeros(2, 4, 40), torch.zeros(2, 4, 2, 7))
     config = LossConfig(text=2.0, sil=0.5, bos=3.0, eos=4.0, token=1.5, silent_codes=0.1, scripted_text=0.1)
-    even = dialogue_losses(model, TrainOutput(logits, torch.zeros(2, 4, 16), None), batch, config)
+    even = dialogue_losses(model, TrainOutput(logits, torch.zeros(2, 4, 16), None, None), batch, config)
     assert float(even.text) == pytest.approx(np.log(40), abs=1e-4)
     assert float(even.codes) == pytest.approx(2 * np.log(4 * 3), abs=1e-4)  # summed over codebooks and digits
     assert float(even.total) == pytest.approx(2 * np.log(40) + 2 * np.log(12), abs=1e-4)
     logits.text[0, 0, Vocab.bos] = 50.0  # one target out of bos 3, token 1.5, eos 4, sil 0.5 and 4 scripted tokens of 0.15
-    right = dialogue_losses(model, TrainOutput(logits, torch.zeros(2, 4, 16), None), batch, config)
+    right = dialogue_losses(model, TrainOutput(logits, torch.zeros(2, 4, 16), None, None), batch, config)
     assert float(right.text) == pytest.approx(np.log(40) * 6.6 / 9.6, abs=1e-4)
     logits.levels[0, 1, :, 0] = 50.0  # a silent frame: 0.1 of 2 * 1 + 6 * 0.1
-    assert float(dialogue_losses(model, TrainOutput(logits, torch.zeros(2, 4, 16), None), batch, config).codes) == pytest.approx(
+    assert float(dialogue_losses(model, TrainOutput(logits, torch.zeros(2, 4, 16), None, None), batch, config).codes) == pytest.approx(
         2 * (np.log(3) + np.log(4) * 2.5 / 2.6), abs=1e-4
     )
 
@@ -284,9 +284,25 @@ def test_a_model_that_heard_through_another_encoder_keeps_all_but_its_ears(bank:
     fit(second, conversations(bank, tmp_path, 1))
     assert first.model is not None and second.model is not None
     before, after = first.model.state_dict(), second.model.state_dict()
-    kept = [k for k in before if not k.startswith(("encoder.", "adapter."))]
+    kept = [k for k in before if not k.startswith(("encoder.", "adapter.", "recognizer.", "fusion.heard_weight"))]
     assert len(kept) > 10 and all(torch.equal(before[k], after[k]) for k in kept)
     assert not after["adapter.proj.weight"].any()
+
+
+def test_the_model_takes_ears_and_words_from_the_encoder_stage(bank: TinyBank, tmp_path: Path) -> None:
+    data = conversations(bank, tmp_path, 1)
+    data.setup("fit")  # makes the tokenizer
+    stage = EncoderStage(1, bank.model.encoder, warmup_steps=1)
+    fit(stage, speech(bank, 1, tokenizer=str(tmp_path / "tokenizer.json"))).save_checkpoint(tmp_path / "encoder.ckpt")
+    again = EncoderStage(1, bank.model.encoder, learning_rate=0.0, warmup_steps=1, init_from=str(tmp_path / "encoder.ckpt"))
+    fit(again, speech(bank, 1, tokenizer=str(tmp_path / "tokenizer.json")))
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in stage.state_dict().items())
+    dialogue = DialogueStage(1, bank.model, freeze_encoder_steps=None, init_encoder=str(tmp_path / "encoder.ckpt"))
+    fit(dialogue, data)
+    assert dialogue.model is not None and dialogue.model.recognizer is not None and stage.listener is not None
+    assert torch.equal(dialogue.model.recognizer.weight, stage.listener.weight)
+    own = dialogue.model.encoder.state_dict()
+    assert all(torch.equal(v, own[k]) for k, v in stage.encoder.state_dict().items())
 
 
 def test_a_missing_bank_part_is_one_sentence(bank: TinyBank, tmp_path: Path) -> None:
