@@ -164,13 +164,16 @@ class DialogueStage(lightning.LightningModule):
 
     def _load_model(self, path: str) -> None:
         """Load an earlier model; where it heard through another encoder, what it heard with is left out."""
-        assert self.model is not None
+        assert self.model is not None and self.listener is not None
         weights, own = stage_weights(path, "model."), self.model.state_dict()
         ears = ("encoder.", "adapter.", "recognizer.", "fusion.heard_weight")
         heard = [k for k in {*own, *weights} if k.startswith(ears)]
         if any(k not in own or k not in weights or own[k].shape != weights[k].shape for k in heard):
             weights = {k: v for k, v in weights.items() if k not in heard} | {k: own[k] for k in heard if k in own}
         self.model.load_state_dict(weights)
+        listener = {} if Path(path).is_dir() else stage_weights(path, "listener.")
+        if listener:
+            self.listener.load_state_dict(listener)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Keep the model's shape with its weights."""
