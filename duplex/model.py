@@ -50,7 +50,6 @@ class TrainOutput:
     logits: Logits
     hidden: Tensor  # [B, T, D], what the heads read
     encoded: Tensor | None  # [B, T, D_enc], None without a user channel
-    heard: Tensor | None  # [B, T, V] logits of the token of a word that has just ended, None without a channel of heard words
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,9 @@ class DuplexModel(nn.Module):
             self.silence_codes,
         )
 
-    def forward(self, text: Tensor, codes: Tensor, audio: Tensor | None = None, encoded: Tensor | None = None) -> TrainOutput:
+    def forward(
+        self, text: Tensor, codes: Tensor, audio: Tensor | None = None, encoded: Tensor | None = None, heard: Tensor | None = None
+    ) -> TrainOutput:
         """Teacher-forced pass over T frames.
 
         Args:
@@ -122,16 +123,19 @@ class DuplexModel(nn.Module):
             codes: [B, T, K] codes the model reads: codes_{t-1} at frame t; -1 is unknown.
             audio: [B, T * 1280] the user, or
             encoded: [B, T, D_enc] what the encoder made of them; neither: no user channel.
+            heard: [B, T, V] how likely each word has just been said, in place of what the recognizer makes of the encoder's output.
         """
         if audio is not None:
             encoded = self.encoder(audio)
-        user = None if encoded is None else self.adapter(encoded)
-        heard = None if encoded is None or self.recognizer is None else self.recognizer(encoded)
-        hidden = self.backbone(self.fusion(user, self._heard_vectors(heard), text, codes))
-        return TrainOutput(Logits(self.heads.text_logits(hidden), self.heads.level_logits(hidden)), hidden, encoded, heard)
+        hidden = self.backbone(self.fuse(encoded, text, codes, heard))
+        return TrainOutput(Logits(self.heads.text_logits(hidden), self.heads.level_logits(hidden)), hidden, encoded)
 
-    def _heard_vectors(self, heard: Tensor | None) -> Tensor | None:
-        return None if heard is None else self.heads.vectors_of(heard.float().softmax(-1).to(heard.dtype))
+    def fuse(self, encoded: Tensor | None, text: Tensor, codes: Tensor, heard: Tensor | None = None) -> Tensor:
+        """What the backbone reads, [B, T, D]; the arguments are those of `forward`."""
+        user = None if encoded is None else self.adapter(encoded)
+        if heard is None and encoded is not None and self.recognizer is not None:
+            heard = self.recognizer(encoded).float().softmax(-1).to(encoded.dtype)
+        return self.fusion(user, None if heard is None else self.heads.vectors_of(heard), text, codes)
 
     @torch.inference_mode()
     def step(
@@ -145,9 +149,7 @@ class DuplexModel(nn.Module):
     ) -> StepOutput:
         """One frame: audio [B, 1280]. Forced tokens ([B], [B, K]) replace the sampled ones."""
         encoded = self.encoder.step(audio, state.encoder)
-        heard = None if self.recognizer is None else self.recognizer(encoded)
-        x = self.fusion(self.adapter(encoded), self._heard_vectors(heard), state.text[:, None], state.codes[:, None])
-        hidden = self.backbone.step(x, state.backbone)
+        hidden = self.backbone.step(self.fuse(encoded, state.text[:, None], state.codes[:, None]), state.backbone)
         logits = Logits(self.heads.text_logits(hidden), self.heads.level_logits(hidden))
         text = sample_text(logits.text[:, 0].float(), sampling, generator) if forced_text is None else forced_text
         codes = forced_codes

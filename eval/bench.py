@@ -69,7 +69,11 @@ def bench_step(speaker: Speaker, batch: int, num_steps: int) -> dict:
     state, decode_state = speaker.model.init_state(batch), speaker.codec.init_decode_state(batch)
     model, audio, sampling = speaker.model, audio.to(speaker.device), Sampling()
     user = model.encoder.step(audio, state.encoder)
-    hidden = model.backbone.step(model.fusion(model.adapter(user), state.text[:, None], state.codes[:, None]), state.backbone)
+
+    def backbone() -> Tensor:
+        return model.backbone.step(model.fuse(user, state.text[:, None], state.codes[:, None]), state.backbone)
+
+    hidden = backbone()
 
     def heads() -> None:
         sample_text(model.heads.text_logits(hidden)[:, 0].float(), sampling)
@@ -77,9 +81,7 @@ def bench_step(speaker: Speaker, batch: int, num_steps: int) -> dict:
 
     stages: dict[str, Callable[[], object]] = {
         "encoder": lambda: model.encoder.step(audio, state.encoder),
-        "backbone": lambda: model.backbone.step(
-            model.fusion(model.adapter(user), state.text[:, None], state.codes[:, None]), state.backbone
-        ),
+        "backbone": backbone,
         "heads": heads,
         "codec": lambda: speaker.codec.decode_step(state.codes[:, None], decode_state),
     }

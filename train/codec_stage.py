@@ -15,6 +15,7 @@ from codec.losses import SCALES, Discriminators, SpectralLoss, discriminator_los
 from codec.model import Codec
 from train.bank import read_part
 from train.loader import StepLoader
+from train.precision import autocast
 from train.schedule import warmup_cosine
 
 
@@ -74,6 +75,7 @@ class CodecStage(lightning.LightningModule):
         warmup_steps: Linear warm-up.
         init_from: Codec checkpoint folder to start from.
         adversarial: Add the discriminators, and leave the encoder (so the codes) as it is.
+        spectral_steps: So many steps of an adversarial run come before the discriminators join.
     """
 
     def __init__(
@@ -84,10 +86,12 @@ class CodecStage(lightning.LightningModule):
         warmup_steps: int = 200,
         init_from: str | None = None,
         adversarial: bool = False,
+        spectral_steps: int = 0,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.num_steps, self.learning_rate, self.warmup_steps, self.adversarial = num_steps, learning_rate, warmup_steps, adversarial
+        self.spectral_steps = spectral_steps
         self.codec = load_codec(init_from) if init_from else Codec(codec)
         self.spectral = SpectralLoss(self.codec.config.sample_rate_hz)
         self.discriminators = Discriminators() if adversarial else None
@@ -104,28 +108,29 @@ class CodecStage(lightning.LightningModule):
         if self.discriminators:
             groups.append(list(self.discriminators.parameters()))
         optimizers = [torch.optim.AdamW(group, self.learning_rate, betas=(0.9, 0.98), weight_decay=0.01) for group in groups]
-        return optimizers, [warmup_cosine(o, self.warmup_steps, self.num_steps) for o in optimizers]
+        lengths = (self.num_steps, self.num_steps - self.spectral_steps)
+        return optimizers, [warmup_cosine(o, self.warmup_steps, n) for o, n in zip(optimizers, lengths, strict=False)]
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
         """One update of the codec, and of the discriminators where they exist. `batch` is [B, N]."""
         optimizers = self.optimizers() if self.discriminators else [self.optimizers()]
         schedulers = self.lr_schedulers() if self.discriminators else [self.lr_schedulers()]
         delay = self.codec.config.delay_samples
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with autocast(self.device):
             output = self.codec.reconstruct(batch)
         output, target = output[:, delay:], batch[:, :-delay]
         first = batch_idx % len(SCALES)
         mel, magnitude = self.spectral(output, target, [first, (first + 1 + batch_idx // 4 % 3) % len(SCALES)])
         loss = 3 * mel + magnitude
         logs = {"mel": mel, "magnitude": magnitude}
-        if self.discriminators is not None:
+        if self.discriminators is not None and batch_idx >= self.spectral_steps:
             half = batch.shape[0] // 2
-            ramp = min(self.global_step / 2 / 200, 1.0)
-            with torch.autocast(self.device.type, torch.bfloat16):
+            ramp = min((batch_idx - self.spectral_steps) / 200, 1.0)
+            with autocast(self.device):
                 real, fake = self.discriminators(target[:half]), self.discriminators(output[:half].detach())
             verdict = discriminator_loss(real, fake)
             self._update(optimizers[1], schedulers[1], verdict)
-            with torch.autocast(self.device.type, torch.bfloat16):
+            with autocast(self.device):
                 fake = self.discriminators(output[:half])
             adversarial, matching = generator_losses(real, fake)
             loss = loss + ramp * (0.3 * adversarial + matching)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import random
@@ -9,6 +10,7 @@ import re
 from pathlib import Path
 
 from duplex.errors import UserError
+from train import world
 
 _WORD = re.compile(r"^[a-zA-Z]+('[a-z]+)?[,.!?]?$")
 _REFUSED = re.compile(
@@ -53,6 +55,16 @@ def chat_sentences(count: int, seed: int) -> list[str]:
     sentences = _spellable(list(seen))
     random.Random(seed).shuffle(sentences)
     return sentences[:count]
+
+
+@functools.cache
+def repeat_phrases(split: str) -> tuple[str, ...]:
+    """Short sentences for `repeat`: ten of twelve for train, one for val, one for test; spellings that differ in case stay together."""
+    short = [s.rstrip(".!?") for s in chat_sentences(150_000, seed=0) if len(s.split()) <= 4 and s.endswith(".")]
+    pools = {"train": [s for i, s in enumerate(short) if i % 12 < 10], "val": short[10::12], "test": short[11::12]}
+    earlier = world.SPLITS[: world.SPLITS.index(split)]
+    known = {s.lower() for name in earlier for s in pools[name]}
+    return tuple(s for s in pools[split] if s.lower() not in known)
 
 
 def _spellable(sentences: list[str], min_count: int = 6) -> list[str]:

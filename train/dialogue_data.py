@@ -18,8 +18,10 @@ from duplex.vocab import Vocab, ctc_encode
 from train.augment import AugmentConfig
 from train.bank import Utterance, read_part
 from train.composer import Cast, ComposerConfig, compose, render_user
-from train.layout import Channels, lay_channels, lay_heard, token_frames
+from train.corpus import repeat_phrases
+from train.layout import lay_channels, lay_heard, token_frames
 from train.loader import StepLoader
+from train.reading import WrittenCast
 from train.timeline import AgentTurn, Timeline
 
 _LOG = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ class ConversationBatch:
         audio: [B, T * 1280] the user, None in the speak stage.
         heard: [B, T] the user's words as tokens, from the frame after each word's end; -100 is unknown.
         targets, target_lens: Transcripts of the user as CTC ids, in a row, and their lengths [B].
+        read: Further rows, of words without sound (`train.reading`): `audio` is None, `codes` is -1 where the agent speaks.
     """
 
     text: Tensor
@@ -47,6 +50,7 @@ class ConversationBatch:
     heard: Tensor
     targets: Tensor
     target_lens: Tensor
+    read: ConversationBatch | None = None
 
 
 def speak_timeline(pool: list[Utterance], num_frames: int, rng: Generator) -> Timeline:
@@ -74,6 +78,7 @@ class Conversations(lightning.LightningDataModule):
         tokenizer: Path of `tokenizer.json`; made from the agent parts when it does not exist.
         num_steps, batch_size: Size of a run.
         speak_fraction: Share of speak rows; 1 leaves the user's channel out.
+        read_rows: Rows of words without sound in every batch, besides `batch_size`.
         vocab_size: Size of a tokenizer that has to be made.
         lead_frames: Frames by which text leads its sound.
         lead_jitter: Speak rows draw their lead from lead_frames - lead_jitter .. lead_frames + lead_jitter.
@@ -92,6 +97,7 @@ class Conversations(lightning.LightningDataModule):
         user_parts: list[str] | None = None,
         batch_size: int = 8,
         speak_fraction: float = 0.125,
+        read_rows: int = 0,
         vocab_size: int = 1000,
         lead_frames: int = 2,
         lead_jitter: int = 0,
@@ -103,6 +109,7 @@ class Conversations(lightning.LightningDataModule):
         self.bank, self.codec_dir, self.tokenizer = Path(bank), codec, Path(tokenizer)
         self.user_parts, self.answer_parts, self.speak_parts = user_parts or [], answer_parts, speak_parts
         self.num_steps, self.batch_size, self.speak_fraction, self.seed = num_steps, batch_size, speak_fraction, seed
+        self.read_rows = read_rows
         self.vocab_size, self.lead_frames, self.lead_jitter = vocab_size, lead_frames, lead_jitter
         self.composer, self.augment = composer, augment
         self.cast: Cast | None = None
@@ -119,6 +126,8 @@ class Conversations(lightning.LightningDataModule):
             agent[part] = self._place_tokens(utterances)
         self.pool = [u for part in self.speak_parts for u in agent[part]]
         answers = {u.text: u for part in self.answer_parts for u in agent[part]}
+        if self.read_rows:
+            self.readers = WrittenCast(self.vocab, repeat_phrases("train"), len(self.silence), self.composer.skill_weights)
         self.cast = Cast([u for part in self.user_parts for u in read_part(self.bank / part)], answers, self.composer.skill_weights)
 
     def _place_tokens(self, utterances: list[Utterance]) -> list[Utterance]:
@@ -150,36 +159,38 @@ class Conversations(lightning.LightningDataModule):
         """The conversations of one step."""
         rng = np.random.default_rng((self.seed, step))
         alone = self.speak_fraction >= 1
-        rows, audio, heard, transcripts, scripted = [], [], [], [], []
+        timelines, scripted, audio = [], [], []
         for _ in range(self.batch_size):
-            speak = alone or rng.random() < self.speak_fraction
-            timeline, channels = self._row(speak, rng)
-            rows.append(channels)
-            scripted.append(speak)
-            heard.append(lay_heard(timeline, self.vocab))
+            scripted.append(alone or bool(rng.random() < self.speak_fraction))
+            timelines.append(self._timeline(scripted[-1], rng))
             if not alone:
-                audio.append(render_user(timeline, self.augment, rng))
-                transcripts.append(ctc_encode(" ".join(turn.utterance.text for turn in timeline.user)))
+                audio.append(torch.from_numpy(render_user(timelines[-1], self.augment, rng)))
+        batch = self._collate(timelines, scripted, audio, rng)
+        if self.read_rows:
+            written = [self.readers.conversation(self.composer, rng) for _ in range(self.read_rows)]
+            batch.read = self._collate(written, [False] * self.read_rows, [], rng)
+        return batch
+
+    def _timeline(self, speak: bool, rng: Generator) -> Timeline:
+        if speak:
+            return speak_timeline(self.pool, self.composer.num_frames, rng)
+        assert self.cast is not None
+        return compose(self.cast, self.composer, self.augment, rng)
+
+    def _collate(self, timelines: list[Timeline], scripted: list[bool], audio: list[Tensor], rng: Generator) -> ConversationBatch:
+        rows = []
+        for timeline, speak in zip(timelines, scripted, strict=True):
+            lead = self.lead_frames + (int(rng.integers(-self.lead_jitter, self.lead_jitter + 1)) if speak else 0)
+            tokens = {t.utterance.id: self.tokens.get(t.utterance.id) or token_frames(t.utterance, self.vocab) for t in timeline.agent}
+            rows.append(lay_channels(timeline, tokens, self.silence, lead))
+        transcripts = [ctc_encode(" ".join(turn.utterance.text for turn in timeline.user)) for timeline in timelines] if audio else []
         return ConversationBatch(
             torch.from_numpy(np.stack([r.text for r in rows])),
             torch.from_numpy(np.stack([r.codes for r in rows])),
             torch.from_numpy(np.stack([r.speaking for r in rows])),
             torch.tensor(scripted),
-            None if alone else torch.from_numpy(np.stack(audio)),
-            torch.from_numpy(np.stack(heard)),
+            torch.stack(audio) if audio else None,
+            torch.from_numpy(np.stack([lay_heard(timeline, self.vocab) for timeline in timelines])),
             torch.tensor([i for t in transcripts for i in t], dtype=torch.long),
             torch.tensor([len(t) for t in transcripts], dtype=torch.long),
         )
-
-    def _row(self, speak: bool, rng: Generator) -> tuple[Timeline, Channels]:
-        lead = self.lead_frames
-        if speak:
-            timeline = speak_timeline(self.pool, self.composer.num_frames, rng)
-            lead += int(rng.integers(-self.lead_jitter, self.lead_jitter + 1))
-        else:
-            assert self.cast is not None
-            timeline = compose(self.cast, self.composer, self.augment, rng)
-        for turn in timeline.agent:  # the rest of an answer that was stopped is a sentence of its own
-            if turn.utterance.id not in self.tokens:
-                self.tokens[turn.utterance.id] = token_frames(turn.utterance, self.vocab)
-        return timeline, lay_channels(timeline, self.tokens, self.silence, lead)

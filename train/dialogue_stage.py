@@ -18,6 +18,8 @@ from duplex.model import DuplexModel, TrainOutput
 from duplex.vocab import Vocab
 from train.dialogue_data import ConversationBatch
 from train.encoder_stage import ctc_loss, heard_loss, mask_features, random_first_frame
+from train.precision import autocast
+from train.reading import recognized
 from train.schedule import warmup_cosine
 
 
@@ -33,6 +35,7 @@ class LossConfig:
         ctc: Of the encoder's auxiliary CTC; 0 where the encoder rests all the time.
         heard: Of recognizing the user's words from the backbone's hidden states, which makes the backbone listen to every word.
         heard_sil: Weight, inside it, of frames after which no word has just ended.
+        read: Of the rows of words without sound.
     """
 
     text: float = 3.0
@@ -45,6 +48,7 @@ class LossConfig:
     ctc: float = 0.3
     heard: float = 1.0
     heard_sil: float = 0.1
+    read: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,8 @@ def dialogue_losses(
     text_logits = output.logits.text.float()
     text = nn.functional.cross_entropy(text_logits.transpose(1, 2), target, reduction="none")
     text = (text * weight).sum() / weight.sum()
-    frame_weight = torch.where(batch.speaking, 1.0, config.silent_codes)  # [B, T]
-    digits = code_digits(batch.codes, model.config.levels)  # [B, T, K, L]
+    frame_weight = torch.where(batch.speaking, 1.0, config.silent_codes) * (batch.codes[..., 0] >= 0)  # [B, T]
+    digits = code_digits(batch.codes.clamp_min(0), model.config.levels)  # [B, T, K, L]
     codes, hits = text.new_zeros(()), text.new_zeros(())
     for i, part in enumerate(output.logits.levels.float().split(list(model.config.levels), -1)):
         nll = nn.functional.cross_entropy(part.flatten(0, 2), digits[..., i].flatten(), reduction="none").view(digits.shape[:3])
@@ -196,21 +200,32 @@ class DialogueStage(lightning.LightningModule):
 
     def training_step(self, batch: ConversationBatch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
+        generator = torch.Generator().manual_seed(batch_idx * 1009 + self.global_rank)
+        losses = self._losses(batch, generator)
+        total = losses.total
+        names = ("text", "codes", "ctc", "heard", "word_accuracy", "level_accuracy")
+        logs = {name: getattr(losses, name) for name in names}
+        if batch.read is not None:
+            read = self._losses(batch.read, generator)
+            total = total + self.loss_config.read * read.total
+            logs |= {"read_text": read.text, "read_accuracy": read.word_accuracy}
+        self.log_dict(logs, prog_bar=True)
+        return total
+
+    def _losses(self, batch: ConversationBatch, generator: torch.Generator) -> Losses:
         model = self.model
         assert model is not None
-        generator = torch.Generator().manual_seed(batch_idx * 1009 + self.global_rank)
         previous = torch.cat([model.silence_codes.expand(len(batch.codes), 1, -1), batch.codes[:, :-1]], 1)
         previous = corrupt_codes(previous, generator, self.corruption)
-        features = None
+        features = heard = None
         if batch.audio is not None:
             features = mask_features(model.encoder.features(batch.audio), generator, time_masks=1, band_masks=1)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        elif not batch.scripted.all():
+            heard = recognized(batch.heard, model.config.vocab_size, generator)
+        with autocast(self.device):
             encoded = None if features is None else self._encode(features, random_first_frame(generator))
-            output = model(batch.text[:, :-1], previous, encoded=encoded)
-        losses = dialogue_losses(model, output, batch, self.loss_config, self.listener)
-        names = ("text", "codes", "ctc", "heard", "word_accuracy", "level_accuracy")
-        self.log_dict({name: getattr(losses, name) for name in names}, prog_bar=True)
-        return losses.total
+            output = model(batch.text[:, :-1], previous, encoded=encoded, heard=heard)
+        return dialogue_losses(model, output, batch, self.loss_config, self.listener)
 
     def _encode(self, features: Tensor, first_frame: int) -> Tensor:
         """[B, T * 8, num_mels] -> [B, T, D_enc], without gradient while the encoder rests."""

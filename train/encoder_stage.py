@@ -21,6 +21,7 @@ from train.bank import USER_HZ, Utterance, Word, read_part
 from train.composer import render_user
 from train.layout import lay_heard
 from train.loader import StepLoader
+from train.precision import autocast
 from train.pretrained import whisper_encoder_weights
 from train.schedule import warmup_cosine
 from train.timeline import USER_FRAME_SAMPLES, Timeline, UserTurn
@@ -242,7 +243,7 @@ class EncoderStage(lightning.LightningModule):
         assert self.listener is not None
         generator = torch.Generator().manual_seed(batch_idx * 1009 + self.global_rank)
         mel = mask_features(self.encoder.features(batch.audio), generator)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with autocast(self.device):
             hidden = self.encoder.encode_features(mel, random_first_frame(generator))
         ctc = ctc_loss(self.encoder, hidden, batch.targets, batch.target_lens)
         logits = self.align(hidden.float()).view(*batch.aligned.shape, CTC_SIZE)

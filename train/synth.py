@@ -91,7 +91,7 @@ def plan_part(part: PartConfig, config: SynthConfig) -> list[Task]:
     voices = [v for v in world.voices(part.split) if not part.engines or v.split(":")[0] in part.engines]
     if not voices:
         raise UserError(f"bank part {part.name!r}: no voice of engines {', '.join(part.engines)} is in split {part.split!r}")
-    phrases = _repeat_phrases(part.split)
+    phrases = corpus.repeat_phrases(part.split)
     tasks = []
     for i in range(part.num_exchanges):
         skill = rng.choice(part.skills) if part.skills else None
@@ -114,15 +114,6 @@ def _sentences(part: PartConfig) -> list[str]:
     if not part.num_sentences:
         return []
     return corpus.chat_sentences(part.sentence_offset + part.num_sentences, seed=0)[part.sentence_offset :]
-
-
-def _repeat_phrases(split: str) -> list[str]:
-    """Short sentences for `repeat`: ten of twelve for train, one for val, one for test; spellings that differ in case stay together."""
-    short = [s.rstrip(".!?") for s in corpus.chat_sentences(150_000, seed=0) if len(s.split()) <= 4 and s.endswith(".")]
-    pools = {"train": [s for i, s in enumerate(short) if i % 12 < 10], "val": short[10::12], "test": short[11::12]}
-    earlier = world.SPLITS[: world.SPLITS.index(split)]
-    known = {s.lower() for name in earlier for s in pools[name]}
-    return [s for s in pools[split] if s.lower() not in known]
 
 
 def _plan_agent(part: PartConfig, config: SynthConfig) -> list[Task]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import duplex.checkpoint
 from codec.config import CodecConfig
@@ -183,14 +183,14 @@ def test_what_is_recognized_enters_as_the_vector_that_says_it(model: DuplexModel
         model.recognizer.bias[9] = 30.0
         encoded = noise(1, 3, TINY.encoder.width)
         text, codes = torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 3, 2, dtype=torch.long)
-        out = model(text, codes, encoded=encoded)
-        assert out.heard is not None and out.heard.argmax(-1).tolist() == [[9, 9, 9]]
-        vectors = model.heads.vectors_of(out.heard.softmax(-1))
-        assert torch.allclose(vectors, model.heads.text.weight[9].expand(1, 3, -1), atol=1e-6)
-        alone = model.fusion(None, None, text, codes)
-        assert torch.allclose(model.fusion(None, vectors, text, codes) - alone, vectors * TINY.heard_weight, atol=1e-6)
+        vectors = model.heads.text.weight[9].expand(1, 3, -1)
+        alone = model.fusion(model.adapter(encoded), None, text, codes)
+        assert torch.allclose(model.fuse(encoded, text, codes) - alone, vectors * TINY.heard_weight, atol=1e-6)
+        told = nn.functional.one_hot(torch.full((1, 3), 9), TINY.vocab_size).float()  # the same, told instead of heard
+        assert torch.equal(model(text, codes, encoded=encoded).hidden, model(text, codes, encoded=encoded, heard=told).hidden)
+        assert torch.allclose(model.fuse(None, text, codes, told), model.fusion(None, vectors, text, codes))
         model.recognizer.bias[9], model.recognizer.bias[Vocab.sil] = -30.0, 30.0
-        assert model.heads.vectors_of(model(text, codes, encoded=encoded).heard.softmax(-1)).abs().max() < 1e-20
+        assert torch.allclose(model.fuse(encoded, text, codes), alone, atol=1e-6)
 
 
 def test_without_the_channel_of_heard_words() -> None:

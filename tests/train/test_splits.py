@@ -7,8 +7,8 @@ from itertools import combinations
 
 import pytest
 
-import train.synth
-from train import world
+from duplex.errors import UserError
+from train import corpus, world
 
 NO_SUFFIX = {"repeat", "name_tell", "like_tell", "again", "go_on"}
 
@@ -82,8 +82,9 @@ def test_repeat_phrases_of_the_splits_differ_by_more_than_case(monkeypatch: pyte
         "What?",
     ]
     random.Random(0).shuffle(sentences)
-    monkeypatch.setattr(train.synth.corpus, "chat_sentences", lambda count, seed: sentences)
-    pools = {split: train.synth._repeat_phrases(split) for split in world.SPLITS}
+    monkeypatch.setattr(corpus, "chat_sentences", lambda count, seed: sentences)
+    monkeypatch.setattr(corpus, "repeat_phrases", corpus.repeat_phrases.__wrapped__)  # without its cache
+    pools = {split: corpus.repeat_phrases(split) for split in world.SPLITS}
     assert all(pools.values()) or len({s.lower() for s in sentences}) < 300
     for a, b in combinations(world.SPLITS, 2):
         assert {p.lower() for p in pools[a]} & {p.lower() for p in pools[b]} == set()
@@ -91,6 +92,15 @@ def test_repeat_phrases_of_the_splits_differ_by_more_than_case(monkeypatch: pyte
     assert len(pools["train"]) == sum(i % 12 < 10 for i in range(1200))
 
 
+def test_words_to_repeat_never_come_together_in_two_splits() -> None:
+    drawn = {
+        split: {frozenset(world.draw(random.Random(i), split, "repeat").value.split(", ")) for i in range(2000)} for split in world.SPLITS
+    }
+    for a, b in combinations(world.SPLITS, 2):
+        assert {words for words in drawn[a] & drawn[b] if len(words) > 1} == set()
+    assert all({len(words) for words in values} == {1, 2, 3, 4} for values in drawn.values())
+
+
 def test_an_unknown_split_is_refused() -> None:
-    with pytest.raises(train.synth.UserError, match="split 'dev' is unknown; use one of train, val, test"):
+    with pytest.raises(UserError, match="split 'dev' is unknown; use one of train, val, test"):
         world.voices("dev")

@@ -1,0 +1,128 @@
+"""Conversations as words without sound: every exchange the world can think of, at the price of a row of tokens.
+
+A row of the bank teaches hearing, speaking and thinking at once, and there are only so many of them. A read row teaches thinking
+alone: the user's words stand in the channel of heard words as a recognizer would put them there, the agent's codes are unknown.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from torch import Tensor
+
+from duplex.clock import FRAME_MS
+from duplex.vocab import Vocab
+from train import world
+from train.augment import AugmentConfig
+from train.bank import AGENT_HZ, USER_HZ, Utterance, Word
+from train.composer import Cast, ComposerConfig, compose
+from train.layout import AGENT_FRAME_SAMPLES
+from train.timeline import Timeline
+
+STILL = AugmentConfig((1.0, 1.0), (0.0, 0.0), (0.0, 0.0), 0.0, (20.0, 20.0), 0.0, (0.1, 0.1), (-80.0, -80.0))
+_WORD_S, _LETTER_S, _COMMA_S = 0.09, 0.055, 0.15
+_PACES = (0.8, 2.0)
+
+
+def time_words(text: str, vocab: Vocab, pace: float, rate_hz: int) -> tuple[Word, ...]:
+    """Words one after the other, each as long as its letters take and at least a frame a token, with a rest after a comma.
+
+    `pace` > 1 is faster.
+    """
+    words, at = [], 0.0
+    for word, ids in zip(text.split(), vocab.encode_words(text), strict=True):
+        length = max((_WORD_S + _LETTER_S * len(word.strip(",.!?"))) / pace, len(ids) * FRAME_MS / 1000)
+        words.append(Word(word, round(at * rate_hz), round((at + length) * rate_hz)))
+        at += length + (_COMMA_S / pace if word.endswith(",") else 0.0)
+    return tuple(words)
+
+
+def written_question(exchange: world.Exchange, vocab: Vocab, pace: float) -> Utterance:
+    """An exchange's question as a silent user utterance."""
+    words = time_words(exchange.question, vocab, pace, USER_HZ)
+    audio = np.zeros(words[-1].end_sample, np.int16)
+    return Utterance("", exchange.question, "", audio, USER_HZ, words, None, exchange.skill, exchange.answer, exchange.value)
+
+
+def written_answer(text: str, vocab: Vocab, num_codebooks: int, pace: float) -> Utterance:
+    """An answer as an agent utterance whose codes are unknown (-1)."""
+    words = time_words(text, vocab, pace, AGENT_HZ)
+    num_frames = words[-1].end_sample // AGENT_FRAME_SAMPLES + 2
+    codes = np.full((num_frames, num_codebooks), -1, np.int16)
+    return Utterance(f"written:{text}", text, "", np.zeros(0, np.int16), AGENT_HZ, words, codes)
+
+
+class _Written(Mapping[str, Utterance]):
+    """Every text is an answer that can be given, at the pace of the conversation."""
+
+    def __init__(self, vocab: Vocab, num_codebooks: int) -> None:
+        self.vocab, self.num_codebooks, self.pace = vocab, num_codebooks, 1.0
+
+    def __getitem__(self, text: str) -> Utterance:
+        if not text:
+            raise KeyError(text)
+        return written_answer(text, self.vocab, self.num_codebooks, self.pace)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+class WrittenCast(Cast):
+    """Draws from the world itself, training phrasings, in place of a bank.
+
+    Args:
+        vocab: The agent's tokens.
+        phrases: Short sentences that may have to be repeated.
+        num_codebooks: K of the agent's codes.
+        skill_weights: As in `ComposerConfig`.
+    """
+
+    def __init__(self, vocab: Vocab, phrases: tuple[str, ...], num_codebooks: int, skill_weights: dict[str, float] | None = None) -> None:
+        self.vocab = vocab
+        self.written = self.answers = _Written(vocab, num_codebooks)
+        self.phrases = list(phrases)
+        by_name = {**world.SKILL_WEIGHTS, **(skill_weights or {})}
+        self.skills = [s for s, weight in by_name.items() if weight]
+        weights = np.array([by_name[s] for s in self.skills])
+        self.weights = weights / weights.sum()
+        self.by_skill = dict.fromkeys(by_name, [])
+        stops = world.fixed_questions(world.skills()["talk"]["stop"]["ask"], "train")
+        answer = world.skills()["talk"]["stop"]["answer"]
+        self.stops = [written_question(world.Exchange("talk", text, answer, "stop"), vocab, 1.0) for text in stops]
+
+    def conversation(self, config: ComposerConfig, rng: Generator) -> Timeline:
+        """Compose one conversation, at a pace of its own: hurried ones hold more exchanges."""
+        self.written.pace = float(np.exp(rng.uniform(*np.log(_PACES))))
+        return compose(self, config, STILL, rng)
+
+    def draw(self, rng: Generator, skill: str | None = None) -> Utterance:
+        """A new question, of a skill drawn by weight unless given."""
+        name = skill or self.skills[int(rng.choice(len(self.skills), p=self.weights))]
+        exchange = world.draw(random.Random(int(rng.integers(2**62))), "train", name, self.phrases)
+        return written_question(exchange, self.vocab, self.written.pace)
+
+
+def recognized(heard: Tensor, vocab_size: int, generator: torch.Generator, wrong: float = 0.05, missed: float = 0.03) -> Tensor:
+    """What a recognizer makes of words: [B, T] tokens -> [B, T, V] likelihoods, a few of them mistaken or missed, few quite sure.
+
+    The likelihood that a token lacks counts as `sil`, or goes to some other token.
+    """
+    shape = heard.shape
+    other = torch.randint(Vocab.eos + 1, vocab_size, shape, generator=generator)
+    chance = torch.rand(shape, generator=generator)
+    is_word = heard > Vocab.eos
+    token = torch.where(is_word & (chance < wrong), other, heard)
+    token = torch.where(is_word & (chance > 1 - missed), Vocab.sil, token)
+    sure = 1 - 0.6 * torch.rand(shape, generator=generator) ** 3
+    rival = torch.where(torch.rand(shape, generator=generator) < 0.5, other, Vocab.sil)
+    rival = torch.where(is_word, rival, Vocab.sil)
+    likely = torch.zeros(*shape, vocab_size)
+    likely.scatter_add_(-1, token.clamp_min(0)[..., None], sure[..., None])
+    return likely.scatter_add_(-1, rival[..., None], (1 - sure)[..., None])
