@@ -6,6 +6,7 @@ agent                                        gap [ two plus two is fo          g
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -57,7 +58,7 @@ class ComposerConfig:
 class Cast:
     """Utterances to compose from, by skill, and answers by text."""
 
-    def __init__(self, questions: list[Utterance], answers: dict[str, Utterance], skill_weights: dict[str, float] | None = None) -> None:
+    def __init__(self, questions: list[Utterance], answers: Mapping[str, Utterance], skill_weights: dict[str, float] | None = None) -> None:
         self.answers = answers
         usable = [q for q in questions if q.skill in ("name_ask", "like_ask", "again", "go_on") or q.answer in answers]
         self.by_skill: dict[str, list[Utterance]] = {}

@@ -11,7 +11,7 @@ def has_bfloat16(device_type: str) -> bool:
     """Whether matrix products in bfloat16 are in hardware; a CPU without them imitates them, many times slower than float32."""
     if device_type != "cpu":
         return True
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
 
 

@@ -87,7 +87,7 @@ class WrittenCast(Cast):
     def __init__(self, vocab: Vocab, phrases: tuple[str, ...], num_codebooks: int, skill_weights: dict[str, float] | None = None) -> None:
         self.vocab = vocab
         self.written = self.answers = _Written(vocab, num_codebooks)
-        self.phrases = list(phrases)
+        self.phrases = phrases
         by_name = {**world.SKILL_WEIGHTS, **(skill_weights or {})}
         self.skills = [s for s, weight in by_name.items() if weight]
         weights = np.array([by_name[s] for s in self.skills])

@@ -10,6 +10,7 @@ import functools
 import importlib.resources
 import random
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +96,7 @@ def memory_answer(skill: str, value: str | None) -> str:
     return kind["ask"].format(x=value) if value else kind["unknown"]
 
 
-def draw(rng: random.Random, split: str, skill: str | None = None, phrases: list[str] | None = None) -> Exchange:
+def draw(rng: random.Random, split: str, skill: str | None = None, phrases: Sequence[str] = ()) -> Exchange:
     """Draw one exchange.
 
     Args:
@@ -105,7 +106,7 @@ def draw(rng: random.Random, split: str, skill: str | None = None, phrases: list
         phrases: Short sentences which `repeat` may use besides random words.
     """
     name = skill or rng.choices(list(SKILL_WEIGHTS), list(SKILL_WEIGHTS.values()))[0]
-    question, answer, value = _DRAW.get(name, _draw_fact)(rng, split, name, phrases or [])
+    question, answer, value = _DRAW.get(name, _draw_fact)(rng, split, name, phrases)
     if split == "train":
         question = _dress(rng, question, name)
     return Exchange(name, question, answer, value)
