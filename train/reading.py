@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -25,7 +26,13 @@ from train.timeline import Timeline
 
 STILL = AugmentConfig((1.0, 1.0), (0.0, 0.0), (0.0, 0.0), 0.0, (20.0, 20.0), 0.0, (0.1, 0.1), (-80.0, -80.0))
 _WORD_S, _LETTER_S, _COMMA_S = 0.09, 0.055, 0.15
-_PACES = (0.8, 2.0)
+_PACES = (0.9, 3.0)
+_SILENCE_FRAMES = (3, 9)
+# How a recognizer spreads a token: how likely so many frames late, for so many frames in the same way, and the weight of `sil` it
+# learned with (`train.encoder_stage`).
+_OFFSETS = {-1: 0.15, 0: 0.5, 1: 0.25, 2: 0.1}
+_STEADY_FRAMES = 5
+_SIL_WEIGHT = 0.1
 
 
 def time_words(text: str, vocab: Vocab, pace: float, rate_hz: int) -> tuple[Word, ...]:
@@ -98,9 +105,9 @@ class WrittenCast(Cast):
         self.stops = [written_question(world.Exchange("talk", text, answer, "stop"), vocab, 1.0) for text in stops]
 
     def conversation(self, config: ComposerConfig, rng: Generator) -> Timeline:
-        """Compose one conversation, at a pace of its own: hurried ones hold more exchanges."""
+        """Compose one conversation, at a pace of its own and with short silences: so it holds more exchanges."""
         self.written.pace = float(np.exp(rng.uniform(*np.log(_PACES))))
-        return compose(self, config, STILL, rng)
+        return compose(self, replace(config, silence_frames=_SILENCE_FRAMES), STILL, rng)
 
     def draw(self, rng: Generator, skill: str | None = None) -> Utterance:
         """A new question, of a skill drawn by weight unless given."""
@@ -109,20 +116,29 @@ class WrittenCast(Cast):
         return written_question(exchange, self.vocab, self.written.pace)
 
 
-def recognized(heard: Tensor, vocab_size: int, generator: torch.Generator, wrong: float = 0.05, missed: float = 0.03) -> Tensor:
-    """What a recognizer makes of words: [B, T] tokens -> [B, T, V] likelihoods, a few of them mistaken or missed, few quite sure.
+def recognized(heard: Tensor, vocab_size: int, generator: torch.Generator, wrong: float = 0.06, missed: float = 0.04) -> Tensor:
+    """What a recognizer that heard these words would say, [B, T] tokens -> [B, T, V] likelihoods.
 
-    The likelihood that a token lacks counts as `sil`, or goes to some other token.
+    It is never sure when a word ends, so a token spreads over frames; having learned with little weight on `sil`, it names a token in each
+    of them. Some tokens are mistaken for others, wholly or in part, and some are missed.
     """
-    shape = heard.shape
-    other = torch.randint(Vocab.eos + 1, vocab_size, shape, generator=generator)
-    chance = torch.rand(shape, generator=generator)
-    is_word = heard > Vocab.eos
-    token = torch.where(is_word & (chance < wrong), other, heard)
-    token = torch.where(is_word & (chance > 1 - missed), Vocab.sil, token)
-    sure = 1 - 0.6 * torch.rand(shape, generator=generator) ** 3
-    rival = torch.where(torch.rand(shape, generator=generator) < 0.5, other, Vocab.sil)
-    rival = torch.where(is_word, rival, Vocab.sil)
-    likely = torch.zeros(*shape, vocab_size)
-    likely.scatter_add_(-1, token.clamp_min(0)[..., None], sure[..., None])
-    return likely.scatter_add_(-1, rival[..., None], (1 - sure)[..., None])
+    batch, frames = heard.shape
+    other = torch.randint(Vocab.eos + 1, vocab_size, heard.shape, generator=generator)
+    chance = torch.rand(heard.shape, generator=generator)
+    token = torch.where(chance < wrong, other, heard).clamp_min(0)
+    is_word = (heard > Vocab.eos) & (chance < 1 - missed)
+    sure = 1 - 0.6 * torch.rand(heard.shape, generator=generator) ** 3
+    spread = torch.randn(batch, -(-frames // _STEADY_FRAMES), len(_OFFSETS), generator=generator)
+    spread = (1.5 * spread + torch.tensor(list(_OFFSETS.values())).log()).softmax(-1)
+    spread = spread.repeat_interleave(_STEADY_FRAMES, 1)[:, :frames] * is_word[..., None]  # [B, T, offsets]
+    likely = torch.zeros(batch, frames, vocab_size)
+    for i, offset in enumerate(_OFFSETS):
+        sent = slice(max(-offset, 0), frames - max(offset, 0))
+        at = likely[:, max(offset, 0) : frames - max(-offset, 0)]
+        for tokens, share in ((token, sure), (other, 1 - sure)):
+            at.scatter_add_(-1, tokens[:, sent, None], (share * spread[..., i])[:, sent, None])
+    mass = likely.sum(-1, keepdim=True).clamp(1e-6, 1.0)
+    named = mass / (mass + _SIL_WEIGHT * (1 - mass))
+    likely = likely / likely.sum(-1, keepdim=True).clamp_min(1e-6) * named
+    likely[..., Vocab.sil] += 1 - likely.sum(-1)
+    return likely
