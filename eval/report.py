@@ -37,6 +37,9 @@ def write_report(runs: Sequence[SuiteRun], folder: Path) -> None:
                     _draw_latency(run, path)
                 with whole(folder / f"{suite}-timelines.png") as path:
                     _draw_timelines(run.conversations[:MAX_TIMELINES], path)
+            if suite == "noise":
+                with whole(folder / "noise-sweep.png") as path:
+                    _draw_sweep(run, path)
             for conversation in run.conversations[:MAX_WAVS]:
                 with whole(folder / "wavs" / f"{conversation.scenario.id}.wav") as path:
                     _write_wav(conversation, path)
@@ -84,6 +87,8 @@ def markdown(runs: Sequence[SuiteRun]) -> str:
         lines += ["| figure | value | 95 % interval | n |", "|---|---|---|---|"]
         lines += [f"| {' | '.join(cell.strip() for cell in row)} |" for row in table_rows(r)]
         lines += ["", f"![latency]({r['suite']}-latency.png)", "", f"![timelines]({r['suite']}-timelines.png)", ""]
+        if r["suite"] == "noise":
+            lines += ["![accuracy by level](noise-sweep.png)", ""]
         wrong = [(c, o) for c in run.conversations for o in c.outcomes if o.correct is False]
         if wrong:
             lines += ["| wrong in | asked | should be | heard |", "|---|---|---|---|"]
@@ -124,6 +129,20 @@ def _draw_latency(run: SuiteRun, path: Path) -> None:
             axis.legend(frameon=False)
         axis.set(title=f"{title} (n = {len(values)})", xlabel="s", ylabel="turns")
     figure.suptitle(f"{run.result['suite']} · {run.result['system']}")
+    figure.savefig(path, dpi=110, format="png")
+
+
+def _draw_sweep(run: SuiteRun, path: Path) -> None:
+    levels = [name.removeprefix("accuracy_") for name in run.result["counts"] if name.startswith("accuracy_")]
+    figure, (axis,) = _figure(1, 1, (6, 3.6))
+    for figure_name, label in (("accuracy", "answers right"), ("false_alarm_rate", "agent starts over the user")):
+        names = [f"{figure_name}_{level}" for level in levels if run.result[f"{figure_name}_{level}"] is not None]
+        values = [run.result[name] for name in names]
+        edges = np.array([run.result["ci95"][name] for name in names]).reshape(-1, 2).T
+        errors = np.abs(edges - np.array(values))
+        axis.errorbar([name.rsplit("_", 1)[1] for name in names], values, errors, marker="o", capsize=3, label=label)
+    axis.set(ylim=(-0.02, 1.02), xlabel="speech over noise", ylabel="share of turns", title=f"noise · {run.result['system']}")
+    axis.legend(frameon=False)
     figure.savefig(path, dpi=110, format="png")
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from duplex.errors import UserError
 from eval.metrics import Segment
+from train.augment import babble, colored_noise
 from train.bank import USER_HZ, Utterance, read_part
 from train.world import memory_answer
 
@@ -26,6 +27,8 @@ TAIL_S = 4.5
 CHARACTER_S = 0.09
 SPEECH_CHARACTERS_S = 18.0  # pace of the agent's voice
 RESPONSE_S = 0.5
+NOISE_DB = (None, 20, 10, 5, 0)  # speech to noise; None: the faint floor alone
+BABBLE_VOICES = 4
 
 _MEMORY = {"name_ask": "name_tell", "like_ask": "like_tell"}
 _KEYED = {"plus", "minus", "times", "capital", "color", "opposite", "after", "animal", "name_tell", "like_tell"}
@@ -46,6 +49,7 @@ class Turn:
         pauses: Silences inserted inside the turn.
         over: The answer it interrupts, "" when the agent should be silent as it begins.
         scored: The answer has room to be heard whole, so its words are judged.
+        snr_db: Level of the speech over a noise that lasts the whole conversation, None without one.
     """
 
     start_s: float
@@ -59,6 +63,7 @@ class Turn:
     pauses: tuple[Segment, ...] = ()
     over: str = ""
     scored: bool = True
+    snr_db: int | None = None
 
     @property
     def interrupts(self) -> bool:
@@ -211,6 +216,28 @@ def _listening(pool: Sequence[Utterance], n: int, seed: int) -> list[Scenario]:
     return scenarios
 
 
+def _noise(pool: Sequence[Utterance], n: int, seed: int) -> list[Scenario]:
+    """`noise`: each conversation of `answers` at every level of NOISE_DB, in turn over babble of other voices and coloured noise."""
+    scenarios = []
+    for i, scenario in enumerate(_answers(pool, -(-n // len(NOISE_DB)), seed)):
+        generator = np.random.default_rng([seed, zlib.crc32(scenario.id.encode()), 2])
+        others = [u.audio / np.float32(32767.0) for u in pool if u.voice != scenario.turns[0].voice]
+        if i % 2 == 0 and others:
+            picks = generator.choice(len(others), BABBLE_VOICES)
+            noise = babble([others[k] for k in picks], len(scenario.audio), generator)
+        else:
+            noise = colored_noise(len(scenario.audio), generator.uniform(0, 2), generator)
+        spans = [scenario.audio[round(t.start_s * USER_HZ) : round(t.end_s * USER_HZ)] for t in scenario.turns]
+        level = float(np.sqrt((np.concatenate(spans) ** 2).mean()))
+        for snr_db in NOISE_DB:
+            audio = scenario.audio if snr_db is None else scenario.audio + level * 10 ** (-snr_db / 20) * noise
+            audio = (audio / max(float(np.abs(audio).max()), 1.0)).astype(np.float32)
+            name = scenario.id.replace("answers", "noise") + ("-clean" if snr_db is None else f"-{snr_db:02d}db")
+            turns = tuple(replace(turn, snr_db=snr_db) for turn in scenario.turns)
+            scenarios.append(replace(scenario, id=name, audio=audio, turns=turns))
+    return scenarios[:n]
+
+
 def _by_voice(pool: Sequence[Utterance], accept: Callable[[Utterance], bool]) -> dict[str, list[Utterance]]:
     groups: dict[str, list[Utterance]] = {}
     for utterance in pool:
@@ -286,7 +313,7 @@ def _is_long(utterance: Utterance) -> bool:
 
 
 BUILDERS: dict[str, Callable[[Sequence[Utterance], int, int], list[Scenario]]] = {
-    "answers": _answers, "turns": _turns, "impatient": _impatient, "listening": _listening,
+    "answers": _answers, "turns": _turns, "impatient": _impatient, "listening": _listening, "noise": _noise,
 }  # fmt: skip
 
 

@@ -201,8 +201,23 @@ def _impatient_figures(outcomes: Sequence[TurnOutcome]) -> dict[str, Figure]:
     }
 
 
+def _noise_figures(outcomes: Sequence[TurnOutcome]) -> dict[str, Figure]:
+    levels = {level: [o for o in outcomes if o.turn.snr_db == level] for level in scenarios.NOISE_DB}
+    right = {level: np.array([o.correct for o in group], dtype=float) for level, group in levels.items()}
+    pairs = min(len(right[10]), len(right[None]))  # the same turns at both levels, in order
+    figures = {f"accuracy_{_level(level)}": Figure(values) for level, values in right.items()}
+    figures["relative_10db"] = Figure(np.stack([right[10][:pairs], right[None][:pairs]]), "ratio")
+    figures |= {f"false_alarm_rate_{_level(level)}": _rate(o.false_alarm for o in group) for level, group in levels.items()}
+    return figures
+
+
+def _level(snr_db: int | None) -> str:
+    return "clean" if snr_db is None else f"{snr_db}db"
+
+
 FIGURES: dict[str, Callable[[Sequence[TurnOutcome]], dict[str, Figure]]] = {
     "answers": _answers_figures, "listening": _answers_figures, "turns": _turns_figures, "impatient": _impatient_figures,
+    "noise": _noise_figures,
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,6 +65,15 @@ def colored_noise(length: int, slope: float, rng: Generator) -> np.ndarray:
     noise = np.fft.irfft(spectrum).astype(np.float32)
     noise = np.tile(noise / (noise.std() + 1e-9), -(-length // size))
     return noise[:length]
+
+
+def babble(voices: Sequence[np.ndarray], length: int, rng: Generator) -> np.ndarray:
+    """Unit-power murmur of several voices at one level, each beginning somewhere in its speech and going round. `voices` are float32."""
+    total = np.zeros(length, np.float32)
+    for voice in voices:
+        around = np.roll(voice / (voice.std() + 1e-9), int(rng.integers(len(voice))))
+        total += np.resize(around, length)
+    return total / (total.std() + 1e-9)
 
 
 def augment_utterance(audio: np.ndarray, config: AugmentConfig, rng: Generator) -> tuple[np.ndarray, float]:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -54,6 +55,23 @@ def test_impatient(pool):
     assert stubborn["barge_in_success_long"] == 0.0 and 0 < counts["barge_in_success_long"] < counts["barge_in_success"]
     early = run("answers", pool, ScriptedSystem(-0.5)).result
     assert early["false_alarm_rate"] == 1.0 and early["response_s"] is None
+
+
+def test_noise(pool, tmp_path):
+    system = ScriptedSystem(0.3)
+    ears = system.ears()
+    result = run_suite("noise", system, pool, ears, 40, 1)
+    assert {result.result[f"accuracy_{name}"] for name in ("clean", "20db", "10db", "5db", "0db")} == {1.0}
+    assert result.result["relative_10db"] == 1.0 and result.result["false_alarm_rate_0db"] == 0.0
+    outcomes = [o for c in result.conversations for o in c.outcomes]
+    worse = [replace(o, correct=o.turn.snr_db is None or i % 2 == 0) for i, o in enumerate(outcomes)]
+    figures = summarize(suites.FIGURES["noise"](worse), 1)
+    assert figures["accuracy_clean"] == 1.0 and 0 < figures["relative_10db"] == figures["accuracy_10db"] < 1.0
+    report.write_report([result], tmp_path)
+    assert (tmp_path / "noise-sweep.png").stat().st_size > 5000 and "noise-sweep.png" in (tmp_path / "report.md").read_text()
+    few = run_suite("noise", system, pool, ears, 2, 1)  # not even every level
+    assert few.result["accuracy_10db"] is None and few.result["relative_10db"] is None
+    report.write_report([few], tmp_path)
 
 
 def test_summary_has_null_for_figures_without_samples():

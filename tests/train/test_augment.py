@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from train.augment import AugmentConfig, add_room, augment_channel, augment_utterance, change_speed, colored_noise, tilt_spectrum
+from train.augment import AugmentConfig, add_room, augment_channel, augment_utterance, babble, change_speed, colored_noise, tilt_spectrum
 
 NONE = AugmentConfig((1.0, 1.0), (0.0, 0.0), (0.0, 0.0), 0.0, (10.0, 10.0), 0.0, (0.1, 0.4), (-120.0, -120.0))
 
@@ -85,3 +85,13 @@ def test_the_seed_decides_and_loud_audio_is_clipped() -> None:
     assert np.abs(augment_channel(5 * tone(200), config, np.random.default_rng(1))).max() == 1.0
     first, second = (augment_utterance(tone(200), AugmentConfig(), np.random.default_rng(3)) for _ in range(2))
     assert np.array_equal(first[0], second[0]) and first[1] == second[1]
+
+
+def test_babble_has_every_voice_at_one_level() -> None:
+    rng = np.random.default_rng(0)
+    murmur = babble([tone(400), 0.01 * tone(1000, 9000)], 40000, rng)
+    assert murmur.dtype == np.float32 and len(murmur) == 40000 and murmur.std() == pytest.approx(1.0, abs=1e-3)
+    power = np.abs(np.fft.rfft(murmur)) ** 2
+    bands = [power[round((hz - 60) * 2.5) : round((hz + 60) * 2.5)].sum() for hz in (400, 1000)]
+    assert bands[0] == pytest.approx(bands[1], rel=0.2)
+    assert not np.allclose(murmur, babble([tone(400), tone(1000, 9000)], 40000, rng), atol=0.1)
