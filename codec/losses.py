@@ -53,7 +53,9 @@ class BandDiscriminator(nn.Module):
         """[B, N] -> features, each [B, channels, T]."""
         spectrum = torch.stft(audio, self.fft, self.fft // 4, window=self.window, return_complex=True)[:, : self.num_bands * self.band]
         spectrum = spectrum / (self.fft**0.5)
-        planes = torch.stack([spectrum.real, spectrum.imag, (spectrum.abs() + 1e-4).log() / 4], 2)  # [B, bins, 3, T]
+        magnitude = (spectrum.real**2 + spectrum.imag**2 + 1e-8).sqrt()
+        spectrum = spectrum * magnitude**-0.7  # compressed to |s|^0.3: quiet parts are judged too
+        planes = torch.stack([spectrum.real, spectrum.imag, magnitude.log() / 4], 2)  # [B, bins, 3, T]
         x = planes.reshape(audio.shape[0], self.num_bands * self.band * 3, -1)
         features = [nn.functional.leaky_relu(self.embed(x), 0.1)]
         for layer in self.layers:

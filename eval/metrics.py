@@ -80,6 +80,18 @@ def is_pause_takeover(agent: Sequence[Segment], pause: Segment) -> bool:
     return any(pause[0] <= start < pause[1] + RESUME_S for start, _ in merge(agent, BRIDGE_S))
 
 
+def goes_on(agent: Sequence[Segment], onset_s: float) -> bool | None:
+    """Whether an agent that was speaking when the user said something short is still speaking STOP_S later; None: it was not speaking."""
+    if not is_speaking(agent, onset_s):
+        return None
+    return is_speaking(agent, onset_s + STOP_S)
+
+
+def resumes(agent: Sequence[Segment], onset_s: float) -> bool:
+    """Whether an agent that did not go on begins again within ANSWER_S of the onset."""
+    return any(onset_s < start < onset_s + ANSWER_S for start, _ in merge(agent, BRIDGE_S))
+
+
 Statistic = Callable[[np.ndarray], np.ndarray]
 
 

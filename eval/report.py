@@ -102,7 +102,7 @@ def _turn_row(conversation: Conversation, outcome: TurnOutcome) -> dict[str, Any
     row = {"id": conversation.scenario.id, "start_s": turn.start_s, "end_s": turn.end_s, "voice": turn.voice, "skill": turn.skill}
     row |= {"text": turn.text, "answer": turn.answer, "heard": outcome.heard, "own_text": outcome.own_text, "correct": outcome.correct}
     row |= {"response_s": outcome.response_s, "stop_s": outcome.stop_s, "false_alarm": outcome.false_alarm}
-    return row | {"pauses": turn.pauses, "takeovers": outcome.takeovers}
+    return row | {"pauses": turn.pauses, "takeovers": outcome.takeovers, "went_on": outcome.went_on}
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float]):

@@ -29,6 +29,7 @@ SPEECH_CHARACTERS_S = 18.0  # pace of the agent's voice
 RESPONSE_S = 0.5
 NOISE_DB = (None, 20, 10, 5, 0)  # speech to noise; None: the faint floor alone
 BABBLE_VOICES = 4
+LENGTHY_CHARACTERS = 70  # such an answer takes about four seconds
 
 _MEMORY = {"name_ask": "name_tell", "like_ask": "like_tell"}
 _KEYED = {"plus", "minus", "times", "capital", "color", "opposite", "after", "animal", "name_tell", "like_tell"}
@@ -49,6 +50,7 @@ class Turn:
         pauses: Silences inserted inside the turn.
         over: The answer it interrupts, "" when the agent should be silent as it begins.
         scored: The answer has room to be heard whole, so its words are judged.
+        backchannel: It wants no answer: the agent goes on.
         snr_db: Level of the speech over a noise that lasts the whole conversation, None without one.
     """
 
@@ -63,12 +65,13 @@ class Turn:
     pauses: tuple[Segment, ...] = ()
     over: str = ""
     scored: bool = True
+    backchannel: bool = False
     snr_db: int | None = None
 
     @property
     def interrupts(self) -> bool:
-        """Whether it begins while the agent should be speaking."""
-        return bool(self.over)
+        """Whether it begins while the agent should be speaking, and wants the turn."""
+        return bool(self.over) and not self.backchannel
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,9 @@ def load_pool(bank: Path, split: str) -> list[Utterance]:
             f"there are no utterances to evaluate with at {part}; "
             f"run `duplex synth --config train/configs/pocket-synth.yaml --part user-{split}`, or name another bank with --bank"
         )
-    pool = [u for u in read_part(part, fields=("recording",)) if u.skill not in ("", "sentence")]
+    aside = bank / f"user-{split}-aside"
+    parts = [part, aside] if (aside / "plan.json").exists() else [part]
+    pool = [u for folder in parts for u in read_part(folder, fields=("recording",)) if u.skill not in ("", "sentence")]
     if not pool:
         raise UserError(f"the bank part {part} holds no questions; build it with `duplex synth --config train/configs/pocket-synth.yaml`")
     return pool
@@ -150,6 +155,8 @@ def build(suite: str, pool: Sequence[Utterance], n: int, seed: int) -> list[Scen
     """
     if suite not in BUILDERS:
         raise UserError(f"suite {suite!r} is unknown; use one of {', '.join(BUILDERS)}")
+    if suite != "backchannel":
+        pool = [u for u in pool if u.skill != "backchannel"]
     return BUILDERS[suite](pool, n, seed)
 
 
@@ -306,6 +313,30 @@ def _impatient(pool: Sequence[Utterance], n: int, seed: int) -> list[Scenario]:
     return scenarios
 
 
+def _backchannel(pool: Sequence[Utterance], n: int, seed: int) -> list[Scenario]:
+    """`backchannel`: a long answer, into which the same voice says something short; there is time left for the agent to go on."""
+    asides: dict[str, list[Utterance]] = {}
+    for utterance in pool:
+        if utterance.skill == "backchannel":
+            asides.setdefault(utterance.voice, []).append(utterance)
+    lengthy = _by_voice(pool, lambda u: len(u.answer or "") >= LENGTHY_CHARACTERS and u.voice in asides)
+    _need(lengthy, "backchannel")
+    scenarios = []
+    for i in range(n):
+        rng = _rng("backchannel", seed, i)
+        voice = rng.choice(sorted(lengthy))
+        asked, aside = rng.choice(lengthy[voice]), rng.choice(asides[voice])
+        assert asked.answer
+        draft = _Draft(0)
+        draft.wait(rng.uniform(0.5, 1.0))
+        draft.say(asked, asked.answer, "", scored=False)
+        draft.wait(RESPONSE_S + rng.uniform(0.2, 0.4) * len(asked.answer) / SPEECH_CHARACTERS_S)
+        draft.say(aside, "", "", over=asked.answer, scored=False, backchannel=True)
+        draft.wait(_tail_s(asked.answer))
+        scenarios.append(draft.finish(f"backchannel-{i:04d}", seed))
+    return scenarios
+
+
 def _is_long(utterance: Utterance) -> bool:
     if utterance.skill == "repeat":
         return len(utterance.value.split()) >= 4
@@ -314,6 +345,7 @@ def _is_long(utterance: Utterance) -> bool:
 
 BUILDERS: dict[str, Callable[[Sequence[Utterance], int, int], list[Scenario]]] = {
     "answers": _answers, "turns": _turns, "impatient": _impatient, "listening": _listening, "noise": _noise,
+    "backchannel": _backchannel,
 }  # fmt: skip
 
 

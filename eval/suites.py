@@ -43,6 +43,7 @@ class TurnOutcome:
         stop_s: From an interruption's onset to the agent's silence; None when the agent was not speaking.
         false_alarm: It started over the user.
         takeovers: For each pause, whether the agent took the turn in it.
+        went_on, resumed: After a backchannel, whether the agent kept speaking; if not, whether it soon spoke again.
         heard, own_text: Transcript of the answer's audio and the agent's own text for it, on scored turns.
         correct: Whether `heard` is the right answer.
     """
@@ -55,6 +56,8 @@ class TurnOutcome:
     heard: str | None = None
     own_text: str | None = None
     correct: bool | None = None
+    went_on: bool | None = None
+    resumed: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,10 @@ def judge_conversation(scenario: Scenario, reply: Reply, judge: Judge) -> Conver
 
 def judge_timing(turn: Turn, next_s: float, agent: Sequence[Segment]) -> TurnOutcome:
     """Everything about a turn that needs no words."""
+    if turn.backchannel:
+        went_on = metrics.goes_on(agent, turn.start_s)
+        resumed = metrics.resumes(agent, turn.start_s) if went_on is False else None
+        return TurnOutcome(turn, None, None, False, (), went_on=went_on, resumed=resumed)
     return TurnOutcome(
         turn,
         response_s=metrics.response_gap_s(agent, turn.end_s, next_s),
@@ -201,6 +208,16 @@ def _impatient_figures(outcomes: Sequence[TurnOutcome]) -> dict[str, Figure]:
     }
 
 
+def _backchannel_figures(outcomes: Sequence[TurnOutcome]) -> dict[str, Figure]:
+    asides = [o for o in outcomes if o.turn.backchannel]
+    return {
+        "false_stop_rate": _rate(not o.went_on for o in asides if o.went_on is not None),
+        "resume_rate": _rate(o.resumed for o in asides if o.resumed is not None),
+        # how many of the planned ones met a speaking agent
+        "overlap_rate": _rate(o.went_on is not None for o in asides),
+    }
+
+
 def _noise_figures(outcomes: Sequence[TurnOutcome]) -> dict[str, Figure]:
     levels = {level: [o for o in outcomes if o.turn.snr_db == level] for level in scenarios.NOISE_DB}
     right = {level: np.array([o.correct for o in group], dtype=float) for level, group in levels.items()}
@@ -217,7 +234,7 @@ def _level(snr_db: int | None) -> str:
 
 FIGURES: dict[str, Callable[[Sequence[TurnOutcome]], dict[str, Figure]]] = {
     "answers": _answers_figures, "listening": _answers_figures, "turns": _turns_figures, "impatient": _impatient_figures,
-    "noise": _noise_figures,
+    "noise": _noise_figures, "backchannel": _backchannel_figures,
 }  # fmt: skip
 
 

@@ -23,6 +23,9 @@ _COMMON = frozenset(
     "times and".split()
 )
 
+_ANSWERLESS = ("name_ask", "like_ask", "again", "go_on", "backchannel")
+_BACKCHANNEL_FRAMES = (6, 6)  # it begins so many frames into the answer, and ends so many before its end
+
 
 @dataclass(frozen=True)
 class ComposerConfig:
@@ -39,6 +42,7 @@ class ComposerConfig:
         skill_weights: How often a skill is asked, where it differs from `train.world.SKILL_WEIGHTS`.
         stop_probability: That who interrupts a long answer says nothing but "stop".
         go_on_probability: That who said "stop" then asks for the rest.
+        backchannel_probability: That the user says "uh huh" or the like, wanting no turn, into an answer of two seconds or more.
     """
 
     num_frames: int = 300
@@ -52,6 +56,7 @@ class ComposerConfig:
     recall_probability: float = 0.5
     stop_probability: float = 0.25
     go_on_probability: float = 0.6
+    backchannel_probability: float = 0.3
     skill_weights: dict[str, float] = field(default_factory=dict)
 
 
@@ -60,7 +65,7 @@ class Cast:
 
     def __init__(self, questions: list[Utterance], answers: Mapping[str, Utterance], skill_weights: dict[str, float] | None = None) -> None:
         self.answers = answers
-        usable = [q for q in questions if q.skill in ("name_ask", "like_ask", "again", "go_on") or q.answer in answers]
+        usable = [q for q in questions if q.skill in _ANSWERLESS or q.answer in answers]
         self.by_skill: dict[str, list[Utterance]] = {}
         for question in usable:
             self.by_skill.setdefault(question.skill, []).append(question)
@@ -166,6 +171,7 @@ def compose(cast: Cast, config: ComposerConfig, augment: AugmentConfig, rng: Gen
             memory.rest = rest_of(answer, min(stop, end) - begin)
         else:
             agents.append(AgentTurn(answer, begin, end, len(users) - 1))
+            users += _backchannel(cast, begin, len(answer.codes), config, augment, rng)
             pause = int(rng.integers(config.silence_frames[0] * USER_FRAME_SAMPLES, config.silence_frames[1] * USER_FRAME_SAMPLES + 1))
             if kind != "interruption" or not _is_stop(question):
                 memory.rest = None
@@ -229,6 +235,19 @@ def _interruption(question: Utterance, begin: int, length: int, config: Composer
     if length < 12 or rng.random() >= chance:
         return None
     return int((begin + rng.uniform(5, length - 3)) * USER_FRAME_SAMPLES)
+
+
+def _backchannel(cast: Cast, begin: int, length: int, config: ComposerConfig, augment: AugmentConfig, rng: Generator) -> list[UserTurn]:
+    """Something short said into an answer of `length` frames, or nothing."""
+    if length < 25 or "backchannel" not in cast.by_skill or rng.random() >= config.backchannel_probability:
+        return []
+    utterance = cast.draw(rng, "backchannel")
+    first = (begin + _BACKCHANNEL_FRAMES[0]) * USER_FRAME_SAMPLES
+    last = (begin + length - _BACKCHANNEL_FRAMES[1]) * USER_FRAME_SAMPLES - round(utterance.num_samples / augment.speed[0])
+    if last <= first:
+        return []
+    turn = _user_turn(utterance, int(rng.integers(first, last)), "backchannel", config, augment, rng)
+    return [turn]
 
 
 def render_user(timeline: Timeline, augment: AugmentConfig | None, rng: Generator) -> np.ndarray:

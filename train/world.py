@@ -24,11 +24,11 @@ _ONES = (
 ).split()
 _TENS = ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
-# How often each skill is asked; `go_on` only makes sense after a `stop`, where the composer puts it.
+# How often each skill is asked. `go_on` only makes sense after a `stop`, a `backchannel` inside an answer: the composer puts them there.
 SKILL_WEIGHTS = {
     "plus": 0.10, "minus": 0.06, "times": 0.07, "repeat": 0.24, "capital": 0.13, "color": 0.05, "opposite": 0.06, "after": 0.05,
     "animal": 0.03, "name_tell": 0.05, "name_ask": 0.02, "like_tell": 0.02, "like_ask": 0.02, "talk": 0.07, "long": 0.05,
-    "unknown": 0.04, "again": 0.02, "go_on": 0.0,
+    "unknown": 0.04, "again": 0.02, "go_on": 0.0, "backchannel": 0.0,
 }  # fmt: skip
 
 
@@ -36,7 +36,7 @@ SKILL_WEIGHTS = {
 class Exchange:
     """One user sentence and what the agent says to it.
 
-    `answer` is None when it depends on the conversation (`name_ask`, `like_ask`, `again`, `go_on`).
+    `answer` is None when it depends on the conversation (`name_ask`, `like_ask`, `again`, `go_on`), and for a `backchannel`.
     `value` is what a `_tell` sentence tells; for a `repeat` it is the words to repeat.
     """
 
@@ -107,7 +107,7 @@ def draw(rng: random.Random, split: str, skill: str | None = None, phrases: Sequ
     """
     name = skill or rng.choices(list(SKILL_WEIGHTS), list(SKILL_WEIGHTS.values()))[0]
     question, answer, value = _DRAW.get(name, _draw_fact)(rng, split, name, phrases)
-    if split == "train":
+    if split == "train" and name != "backchannel":
         question = _dress(rng, question, name)
     return Exchange(name, question, answer, value)
 
@@ -187,6 +187,10 @@ def _draw_unknown(rng, split, name, phrases):
     return template.format(**{k: rng.choice(unknown[k]) for k in "tpc"}), unknown["answer"], ""
 
 
+def _draw_backchannel(rng, split, name, phrases):
+    return rng.choice(phrasings(name, split)), None, ""
+
+
 def _draw_control(rng, split, name, phrases):
     return rng.choice(fixed_questions(skills()["control"][name], split)), None, ""
 
@@ -194,7 +198,7 @@ def _draw_control(rng, split, name, phrases):
 _DRAW = {
     "plus": _draw_sum, "minus": _draw_sum, "times": _draw_sum, "repeat": _draw_repeat, "name_tell": _draw_tell, "like_tell": _draw_tell,
     "name_ask": _draw_ask, "like_ask": _draw_ask, "talk": _draw_fixed, "long": _draw_fixed, "unknown": _draw_unknown,
-    "again": _draw_control, "go_on": _draw_control,
+    "again": _draw_control, "go_on": _draw_control, "backchannel": _draw_backchannel,
 }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ QUESTIONS = [
     ("again", "could you say that again", None, ""),
     ("long", "can you count to fifteen", "One, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve.", "count"),
     ("unknown", "is it raining in Boston", "Sorry, I don't know that.", ""),
+    ("backchannel", "oh I see", None, ""),
 ]
 
 
@@ -32,7 +33,7 @@ def make_utterance(index: int, voice: str, skill: str, text: str, answer: str | 
 
 @pytest.fixture(scope="session")
 def pool() -> list[Utterance]:
-    """Eight questions by each of two voices."""
+    """Eight questions and an aside by each of two voices."""
     rows = [(voice, *question) for voice in ("flite:rms", "kokoro:am_adam") for question in QUESTIONS]
     return [make_utterance(i, *row) for i, row in enumerate(rows)]
 
@@ -55,6 +56,8 @@ class ScriptedSystem:
     def _reply(self, scenario: Scenario) -> Reply:
         audio, events = np.zeros(num_samples(scenario), np.float32), []
         for i, turn in enumerate(scenario.turns):
+            if turn.backchannel:
+                continue
             begin_s = turn.end_s + self.delay_s
             end_s = begin_s + len(turn.answer) / 14
             if i + 1 < len(scenario.turns):

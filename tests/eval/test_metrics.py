@@ -93,3 +93,11 @@ def test_bootstrap_covers_the_value_narrows_with_n_and_repeats():
     assert metrics.bootstrap_ci95(np.ones(30), metrics.mean, 1) == (1.0, 1.0)
     low, high = metrics.bootstrap_ci95(np.array([[0.0, 2.0] * 20, [4.0, 4.0] * 20]), metrics.ratio, 1)
     assert 0.1 < low < 0.25 < high < 0.4
+
+
+def test_an_agent_goes_on_or_stops_and_resumes():
+    assert metrics.goes_on([(1.0, 4.0)], 2.0) is True
+    assert metrics.goes_on([(1.0, 2.4)], 2.0) is False and not metrics.resumes([(1.0, 2.4)], 2.0)
+    assert metrics.goes_on([(1.0, 2.4), (2.7, 5.0)], 2.0) is True  # a comma
+    assert metrics.goes_on([(1.0, 2.4), (4.0, 6.0)], 2.0) is False and metrics.resumes([(1.0, 2.4), (4.0, 6.0)], 2.0)
+    assert metrics.goes_on([(3.0, 4.0)], 2.0) is None

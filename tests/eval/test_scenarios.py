@@ -35,8 +35,9 @@ def test_seed_decides_and_n_only_cuts(pool, suite):
 
 
 def test_answers_use_every_utterance_once_and_keep_memory(pool):
-    built = scenarios.build("answers", pool, len(pool), 1)
-    assert sorted((s.turns[-1].text, s.turns[-1].voice) for s in built) == sorted((u.text, u.voice) for u in pool)
+    asked = [u for u in pool if u.skill != "backchannel"]
+    built = scenarios.build("answers", pool, len(asked), 1)
+    assert sorted((s.turns[-1].text, s.turns[-1].voice) for s in built) == sorted((u.text, u.voice) for u in asked)
     by_skill = {s.turns[-1].skill: s.turns for s in built}
     tell, ask = by_skill["name_ask"]
     assert (tell.skill, tell.voice, ask.answer, ask.key) == ("name_tell", ask.voice, "Your name is Anna.", "Anna")
@@ -49,7 +50,7 @@ def test_answers_use_every_utterance_once_and_keep_memory(pool):
 
 def test_memory_needs_the_same_voice(pool):
     kept = [u for u in pool if not (u.skill == "name_tell" and u.voice == "flite:rms")]
-    built = scenarios.build("answers", kept, len(kept) - 1, 1)
+    built = scenarios.build("answers", kept, len(kept) - 3, 1)  # without the asides and what asks for a name
     assert [s.turns[-1].voice for s in built if s.turns[-1].skill == "name_ask"] == ["kokoro:am_adam"]
 
 
@@ -65,6 +66,18 @@ def test_noise_is_as_loud_as_it_says_and_the_turns_stay(pool):
             assert [t.text for t in scenario.turns] == [t.text for t in clean.turns]
             assert 20 * np.log10(speech / level(scenario, turn.end_s, clean.duration_s)) == pytest.approx(snr_db, abs=2.0)
             assert np.abs(scenario.audio).max() <= 1.0
+
+
+def test_a_backchannel_leaves_the_agent_time_to_go_on(pool):
+    for scenario in scenarios.build("backchannel", pool, 12, 1):
+        asked, aside = scenario.turns
+        assert aside.backchannel and not aside.interrupts and not asked.backchannel and aside.voice == asked.voice
+        assert (asked.skill, aside.text, aside.answer) == ("long", "oh I see", "")
+        expected_s = len(asked.answer) / scenarios.SPEECH_CHARACTERS_S
+        assert 0.2 * expected_s <= aside.start_s - asked.end_s - scenarios.RESPONSE_S <= 0.4 * expected_s + 0.01
+        assert not scenarios.build("turns", pool, 1, 1)[0].turns[0].backchannel
+    with pytest.raises(UserError, match="backchannel"):
+        scenarios.build("backchannel", [u for u in pool if u.skill != "backchannel"], 1, 1)
 
 
 def test_half_of_the_turns_pause(pool):

@@ -57,6 +57,14 @@ def test_impatient(pool):
     assert early["false_alarm_rate"] == 1.0 and early["response_s"] is None
 
 
+def test_backchannel(pool):
+    good = run("backchannel", pool, ScriptedSystem(0.3, stop_s=9.0)).result
+    assert good["false_stop_rate"] == 0.0 and good["overlap_rate"] == 1.0 and good["resume_rate"] is None
+    timid = run("backchannel", pool, ScriptedSystem(0.3, stop_s=0.4)).result
+    assert timid["false_stop_rate"] == 1.0 and timid["resume_rate"] == 0.0
+    assert run("backchannel", pool, ScriptedSystem(9.0)).result["overlap_rate"] == 0.0
+
+
 def test_noise(pool, tmp_path):
     system = ScriptedSystem(0.3)
     ears = system.ears()

@@ -264,3 +264,26 @@ def test_the_same_seed_composes_the_same(cast: Cast) -> None:
 def test_questions_without_an_answer_in_the_bank_are_left_out(cast: Cast) -> None:
     questions = [speech("a", "what is two plus two", 16000, False, skill="plus", answer="Nobody recorded this."), *cast.by_skill["capital"]]
     assert list(Cast(questions, cast.answers).by_skill) == ["capital"]
+
+
+def test_a_backchannel_lies_inside_an_answer_and_gets_none(cast: Cast) -> None:
+    asides = [speech("b0", "uh huh", 16000, False, skill="backchannel"), speech("b1", "right", 16000, False, skill="backchannel")]
+    questions = [q for group in cast.by_skill.values() for q in group]
+    rich = Cast([*questions, *asides], dict(cast.answers))
+    config = dataclasses.replace(CONFIG, backchannel_probability=1.0, interruption_probability=0.0, long_interruption_probability=0.0)
+    count = 0
+    for seed in range(40):
+        timeline = compose(rich, config, AugmentConfig(), np.random.default_rng(seed))
+        answered = [timeline.user[a.answers] for a in timeline.agent]
+        assert answered == [u for u in timeline.user if u.kind != "backchannel"]
+        starts = [u.start_sample for u in timeline.user]
+        assert starts == sorted(starts)
+        for turn in timeline.user:
+            if turn.kind == "backchannel":
+                count += 1
+                (over,) = [a for a in timeline.agent if a.start_frame * FRAME <= turn.start_sample < a.cut_frame * FRAME]
+                assert not over.interrupted and turn.answer is None and turn.utterance.skill == "backchannel"
+                assert (over.start_frame + 6) * FRAME <= turn.start_sample and turn.end_sample <= (over.cut_frame - 5) * FRAME
+    assert count > 20
+    never = dataclasses.replace(CONFIG, backchannel_probability=0.0)
+    assert all(u.kind != "backchannel" for seed in range(9) for u in compose(rich, never, PLAIN, np.random.default_rng(seed)).user)

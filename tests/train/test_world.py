@@ -65,7 +65,7 @@ def test_a_fact_by_hand() -> None:
 def test_memory() -> None:
     for exchange in draws("name_tell", count=40):
         assert exchange.answer == f"Nice to meet you, {exchange.value}." and exchange.value in exchange.question
-    assert all(e.answer is None for skill in ("name_ask", "like_ask", "again", "go_on") for e in draws(skill, count=5))
+    assert all(e.answer is None for skill in ("name_ask", "like_ask", "again", "go_on", "backchannel") for e in draws(skill, count=5))
     assert world.memory_answer("name_ask", "Anna") == "Your name is Anna."
     assert world.memory_answer("like_ask", None) == "You have not told me your favorite color yet."
     assert {"Your name is Anna.", "Your favorite color is red.", "You have not told me your name yet."} <= set(world.memory_answers())
@@ -74,7 +74,9 @@ def test_memory() -> None:
 def test_draws_repeat_by_seed_and_follow_the_weights() -> None:
     rng = random.Random(0)
     counts = Counter(world.draw(rng, "train").skill for _ in range(4000))
-    assert set(counts) == set(world.SKILL_WEIGHTS) - {"go_on"} and counts["repeat"] / counts["plus"] == pytest.approx(2.4, rel=0.2)
+    assert set(counts) == set(world.SKILL_WEIGHTS) - {"go_on", "backchannel"} and counts["repeat"] / counts["plus"] == pytest.approx(
+        2.4, rel=0.2
+    )
     assert world.draw(random.Random(5), "train") == world.draw(random.Random(5), "train")
 
 
