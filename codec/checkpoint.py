@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from codec.config import CodecConfig
 from codec.model import Codec
@@ -25,7 +25,7 @@ def save_codec(codec: Codec, folder: str | Path, dtype: torch.dtype = torch.floa
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous() for k, v in codec.state_dict().items()}
-    save_file(tensors, folder / "model.safetensors.part")
+    (folder / "model.safetensors.part").write_bytes(save(tensors))  # not `save_file`: it lets nobody else read the file
     os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
     config = {"format": FORMAT, **plain_config(codec.config)}
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))

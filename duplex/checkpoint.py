@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from codec.checkpoint import CheckpointError, build_config, build_module, load_codec, load_weights, save_codec
 from codec.model import Codec
@@ -43,7 +43,7 @@ def save_speaker(model: DuplexModel, vocab: Vocab, codec: Codec, folder: str | P
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
-    save_file(tensors, folder / "model.safetensors.part")
+    (folder / "model.safetensors.part").write_bytes(save(tensors))  # not `save_file`: it lets nobody else read the file
     os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
     vocab.save(folder / "tokenizer.json")
     save_codec(codec, folder / "codec", dtype)

@@ -51,6 +51,8 @@ def test_a_checkpoint_comes_back(parts: tuple[DuplexModel, Vocab, Codec], tmp_pa
         assert tensor.dtype == own.dtype and stored[name].dtype == (dtype if own.is_floating_point() else own.dtype)
         assert torch.equal(tensor, own if exact or not own.is_floating_point() else own.half().float())
     assert not list((tmp_path / "speaker").rglob("*.part"))
+    modes = {p.stat().st_mode for p in (tmp_path / "speaker").rglob("*") if p.is_file()}
+    assert len(modes) == 1  # whoever may read the config may read the weights
 
 
 def edit(folder: Path, key: str, value: object) -> None:
