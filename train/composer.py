@@ -6,7 +6,6 @@ agent                                        gap [ two plus two is fo          g
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -63,7 +62,7 @@ class ComposerConfig:
 class Cast:
     """Utterances to compose from, by skill, and answers by text."""
 
-    def __init__(self, questions: list[Utterance], answers: Mapping[str, Utterance], skill_weights: dict[str, float] | None = None) -> None:
+    def __init__(self, questions: list[Utterance], answers: dict[str, Utterance], skill_weights: dict[str, float] | None = None) -> None:
         self.answers = answers
         usable = [q for q in questions if q.skill in _ANSWERLESS or q.answer in answers]
         self.by_skill: dict[str, list[Utterance]] = {}
@@ -72,12 +71,24 @@ class Cast:
         self.stops = [q for q in self.by_skill.get("talk", []) if q.value == "stop"]
         by_name = {**world.SKILL_WEIGHTS, **(skill_weights or {})}
         self.skills = [s for s in by_name if s in self.by_skill and by_name[s]]
-        weights = np.array([by_name[s] for s in self.skills])
-        self.weights = weights / weights.sum()
+        self.weights = [by_name[s] for s in self.skills]
+
+    def can_ask(self, skill: str) -> bool:
+        """Whether there is a question of this skill."""
+        return skill in self.by_skill
+
+    def answer(self, text: str) -> Utterance | None:
+        """The agent saying `text`, if it can."""
+        return self.answers.get(text)
+
+    def draw_skill(self, rng: Generator) -> str:
+        """A skill, by weight."""
+        weights = np.array(self.weights)
+        return self.skills[int(rng.choice(len(self.skills), p=weights / weights.sum()))]
 
     def draw(self, rng: Generator, skill: str | None = None) -> Utterance:
         """A question, of a skill drawn by weight unless given."""
-        pool = self.by_skill[skill or self.skills[int(rng.choice(len(self.skills), p=self.weights))]]
+        pool = self.by_skill[skill or self.draw_skill(rng)]
         return pool[int(rng.integers(len(pool)))]
 
 
@@ -188,12 +199,12 @@ def _is_stop(question: Utterance) -> bool:
 def _answer(cast: Cast, question: Utterance, memory: _Memory) -> Utterance | None:
     """The agent's answer, given what was said before; None when it has none."""
     if question.skill in ("name_ask", "like_ask"):
-        return cast.answers.get(world.memory_answer(question.skill, memory.told.get(question.skill.split("_")[0])))
+        return cast.answer(world.memory_answer(question.skill, memory.told.get(question.skill.split("_")[0])))
     if question.skill == "again":
         return memory.last
     if question.skill == "go_on":
         return memory.rest
-    return cast.answers.get(question.answer or "")
+    return cast.answer(question.answer or "")
 
 
 def _uncut(turn: AgentTurn) -> AgentTurn:
@@ -204,11 +215,11 @@ def _uncut(turn: AgentTurn) -> AgentTurn:
 def _next_question(cast: Cast, memory: _Memory, kind: str, config: ComposerConfig, rng: Generator) -> Utterance:
     if kind == "interruption" and memory.rest and cast.stops and rng.random() < config.stop_probability:
         return cast.stops[int(rng.integers(len(cast.stops)))]
-    if kind == "question" and memory.rest and "go_on" in cast.by_skill and rng.random() < config.go_on_probability:
+    if kind == "question" and memory.rest and cast.can_ask("go_on") and rng.random() < config.go_on_probability:
         return cast.draw(rng, "go_on")
     if memory.told and rng.random() < config.recall_probability:
         skill = f"{list(memory.told)[int(rng.integers(len(memory.told)))]}_ask"
-        if skill in cast.by_skill:
+        if cast.can_ask(skill):
             return cast.draw(rng, skill)
     question = cast.draw(rng)
     while question.skill == "again" and memory.last is None:
@@ -239,7 +250,7 @@ def _interruption(question: Utterance, begin: int, length: int, config: Composer
 
 def _backchannel(cast: Cast, begin: int, length: int, config: ComposerConfig, augment: AugmentConfig, rng: Generator) -> list[UserTurn]:
     """Something short said into an answer of `length` frames, or nothing."""
-    if length < 25 or "backchannel" not in cast.by_skill or rng.random() >= config.backchannel_probability:
+    if length < 25 or not cast.can_ask("backchannel") or rng.random() >= config.backchannel_probability:
         return []
     utterance = cast.draw(rng, "backchannel")
     first = (begin + _BACKCHANNEL_FRAMES[0]) * USER_FRAME_SAMPLES

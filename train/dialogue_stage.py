@@ -17,7 +17,7 @@ from duplex.config import ModelConfig
 from duplex.model import DuplexModel, TrainOutput
 from duplex.vocab import Vocab
 from train.dialogue_data import ConversationBatch
-from train.encoder_stage import ctc_loss, heard_loss, mask_features, random_first_frame
+from train.encoder_stage import HEARD_SIL, ctc_loss, heard_loss, mask_features, random_first_frame
 from train.precision import autocast
 from train.reading import recognized
 from train.schedule import warmup_cosine
@@ -47,7 +47,7 @@ class LossConfig:
     scripted_text: float = 0.1
     ctc: float = 0.3
     heard: float = 1.0
-    heard_sil: float = 0.1
+    heard_sil: float = HEARD_SIL
     read: float = 0.5
 
 
@@ -69,7 +69,7 @@ def dialogue_losses(
 ) -> Losses:
     """Weighted mean losses; every mask that multiplies also divides. `listener` maps hidden states to the user's words."""
     target = batch.text[:, 1:]
-    weight = torch.full(target.shape, config.token)
+    weight = torch.full(target.shape, config.token, device=target.device)
     for token, value in ((Vocab.sil, config.sil), (Vocab.bos, config.bos), (Vocab.eos, config.eos)):
         weight[target == token] = value
     weight = weight * torch.where(batch.scripted[:, None], config.scripted_text, 1.0)
@@ -103,10 +103,11 @@ def corrupt_codes(codes: Tensor, generator: torch.Generator, most: float) -> Ten
     another frame.
     """
     batch, frames, books = codes.shape
-    rate = torch.rand(batch, 1, 1, generator=generator) * most
+    rate = torch.rand(batch, 1, 1, generator=generator) * most  # drawn on the generator's CPU
     other = codes[:, torch.randperm(frames, generator=generator)]
-    codes = torch.where(torch.rand(batch, frames, books, generator=generator) < rate, other, codes)
-    return codes.masked_fill(torch.rand(batch, frames, 1, generator=generator) < rate, -1)
+    moved = (torch.rand(batch, frames, books, generator=generator) < rate).to(codes.device)
+    unknown = (torch.rand(batch, frames, 1, generator=generator) < rate).to(codes.device)
+    return torch.where(moved, other, codes).masked_fill(unknown, -1)
 
 
 class DialogueStage(lightning.LightningModule):

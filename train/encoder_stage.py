@@ -27,6 +27,7 @@ from train.schedule import warmup_cosine
 from train.timeline import USER_FRAME_SAMPLES, Timeline, UserTurn
 
 ALIGN_DELAY_S = 0.1
+HEARD_SIL = 0.1  # weight of frames after which no word has just ended, among the words heard
 _SLOT_SAMPLES = 640  # of two CTC slots a frame
 
 
@@ -250,7 +251,7 @@ class EncoderStage(lightning.LightningModule):
         align = nn.functional.cross_entropy(logits.flatten(0, 1), batch.aligned.flatten(), ignore_index=-100)
         logs = {"ctc": ctc, "align": align}
         if batch.heard is not None:
-            logs["heard"] = heard_loss(self.listener(hidden.float()), batch.heard, 0.1)
+            logs["heard"] = heard_loss(self.listener(hidden.float()), batch.heard, HEARD_SIL)
         self.log_dict(logs, prog_bar=True)
         return torch.stack(list(logs.values())).sum()
 

@@ -1,4 +1,4 @@
-"""Conversations as words without sound: every exchange the world can think of, at the price of a row of tokens.
+"""Conversations as words without sound: every exchange the world can think of.
 
 A row of the bank teaches hearing, speaking and thinking at once, and there are only so many of them. A read row teaches thinking
 alone: the user's words stand in the channel of heard words as a recognizer would put them there, the agent's codes are unknown.
@@ -7,7 +7,6 @@ alone: the user's words stand in the channel of heard words as a recognizer woul
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +20,7 @@ from train import world
 from train.augment import AugmentConfig
 from train.bank import AGENT_HZ, USER_HZ, Utterance, Word
 from train.composer import Cast, ComposerConfig, compose
+from train.encoder_stage import HEARD_SIL
 from train.layout import AGENT_FRAME_SAMPLES
 from train.timeline import Timeline
 
@@ -28,11 +28,9 @@ STILL = AugmentConfig((1.0, 1.0), (0.0, 0.0), (0.0, 0.0), 0.0, (20.0, 20.0), 0.0
 _WORD_S, _LETTER_S, _COMMA_S = 0.09, 0.055, 0.15
 _PACES = (0.9, 3.0)
 _SILENCE_FRAMES = (3, 9)
-# How a recognizer spreads a token: how likely so many frames late, for so many frames in the same way, and the weight of `sil` it
-# learned with (`train.encoder_stage`).
+# How a recognizer spreads a token: how likely so many frames late, and for so many frames in the same way.
 _OFFSETS = {-1: 0.15, 0: 0.5, 1: 0.25, 2: 0.1}
 _STEADY_FRAMES = 5
-_SIL_WEIGHT = 0.1
 
 
 def time_words(text: str, vocab: Vocab, pace: float, rate_hz: int) -> tuple[Word, ...]:
@@ -63,24 +61,6 @@ def written_answer(text: str, vocab: Vocab, num_codebooks: int, pace: float) -> 
     return Utterance(f"written:{text}", text, "", np.zeros(0, np.int16), AGENT_HZ, words, codes)
 
 
-class _Written(Mapping[str, Utterance]):
-    """Every text is an answer that can be given, at the pace of the conversation."""
-
-    def __init__(self, vocab: Vocab, num_codebooks: int) -> None:
-        self.vocab, self.num_codebooks, self.pace = vocab, num_codebooks, 1.0
-
-    def __getitem__(self, text: str) -> Utterance:
-        if not text:
-            raise KeyError(text)
-        return written_answer(text, self.vocab, self.num_codebooks, self.pace)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(())
-
-    def __len__(self) -> int:
-        return 0
-
-
 class WrittenCast(Cast):
     """Draws from the world itself, training phrasings, in place of a bank.
 
@@ -92,28 +72,31 @@ class WrittenCast(Cast):
     """
 
     def __init__(self, vocab: Vocab, phrases: tuple[str, ...], num_codebooks: int, skill_weights: dict[str, float] | None = None) -> None:
-        self.vocab = vocab
-        self.written = self.answers = _Written(vocab, num_codebooks)
-        self.phrases = phrases
+        self.vocab, self.phrases, self.num_codebooks, self.pace = vocab, phrases, num_codebooks, 1.0
         by_name = {**world.SKILL_WEIGHTS, **(skill_weights or {})}
-        self.skills = [s for s, weight in by_name.items() if weight]
-        weights = np.array([by_name[s] for s in self.skills])
-        self.weights = weights / weights.sum()
-        self.by_skill = dict.fromkeys(by_name, [])
+        self.skills, self.weights = list(by_name), list(by_name.values())
         stops = world.fixed_questions(world.skills()["talk"]["stop"]["ask"], "train")
         answer = world.skills()["talk"]["stop"]["answer"]
         self.stops = [written_question(world.Exchange("talk", text, answer, "stop"), vocab, 1.0) for text in stops]
 
     def conversation(self, config: ComposerConfig, rng: Generator) -> Timeline:
         """Compose one conversation, at a pace of its own and with short silences: so it holds more exchanges."""
-        self.written.pace = float(np.exp(rng.uniform(*np.log(_PACES))))
+        self.pace = float(np.exp(rng.uniform(*np.log(_PACES))))
         return compose(self, replace(config, silence_frames=_SILENCE_FRAMES), STILL, rng)
+
+    def can_ask(self, skill: str) -> bool:
+        """Every skill can be asked."""
+        return True
+
+    def answer(self, text: str) -> Utterance | None:
+        """Every text can be written."""
+        return written_answer(text, self.vocab, self.num_codebooks, self.pace) if text else None
 
     def draw(self, rng: Generator, skill: str | None = None) -> Utterance:
         """A new question, of a skill drawn by weight unless given."""
-        name = skill or self.skills[int(rng.choice(len(self.skills), p=self.weights))]
+        name = skill or self.draw_skill(rng)
         exchange = world.draw(random.Random(int(rng.integers(2**62))), "train", name, self.phrases)
-        return written_question(exchange, self.vocab, self.written.pace)
+        return written_question(exchange, self.vocab, self.pace)
 
 
 def recognized(heard: Tensor, vocab_size: int, generator: torch.Generator, wrong: float = 0.06, missed: float = 0.04) -> Tensor:
@@ -123,22 +106,26 @@ def recognized(heard: Tensor, vocab_size: int, generator: torch.Generator, wrong
     of them. Some tokens are mistaken for others, wholly or in part, and some are missed.
     """
     batch, frames = heard.shape
-    other = torch.randint(Vocab.eos + 1, vocab_size, heard.shape, generator=generator)
-    chance = torch.rand(heard.shape, generator=generator)
+    device = heard.device  # draws come from the generator's CPU
+
+    def uniform() -> Tensor:
+        return torch.rand(heard.shape, generator=generator).to(device)
+
+    other = torch.randint(Vocab.eos + 1, vocab_size, heard.shape, generator=generator).to(device)
+    chance, sure = uniform(), 1 - 0.6 * uniform() ** 3
     token = torch.where(chance < wrong, other, heard).clamp_min(0)
     is_word = (heard > Vocab.eos) & (chance < 1 - missed)
-    sure = 1 - 0.6 * torch.rand(heard.shape, generator=generator) ** 3
     spread = torch.randn(batch, -(-frames // _STEADY_FRAMES), len(_OFFSETS), generator=generator)
-    spread = (1.5 * spread + torch.tensor(list(_OFFSETS.values())).log()).softmax(-1)
+    spread = (1.5 * spread + torch.tensor(list(_OFFSETS.values())).log()).softmax(-1).to(device)
     spread = spread.repeat_interleave(_STEADY_FRAMES, 1)[:, :frames] * is_word[..., None]  # [B, T, offsets]
-    likely = torch.zeros(batch, frames, vocab_size)
+    likely = torch.zeros(batch, frames, vocab_size, device=device)
     for i, offset in enumerate(_OFFSETS):
         sent = slice(max(-offset, 0), frames - max(offset, 0))
         at = likely[:, max(offset, 0) : frames - max(-offset, 0)]
         for tokens, share in ((token, sure), (other, 1 - sure)):
             at.scatter_add_(-1, tokens[:, sent, None], (share * spread[..., i])[:, sent, None])
     mass = likely.sum(-1, keepdim=True).clamp(1e-6, 1.0)
-    named = mass / (mass + _SIL_WEIGHT * (1 - mass))
+    named = mass / (mass + HEARD_SIL * (1 - mass))
     likely = likely / likely.sum(-1, keepdim=True).clamp_min(1e-6) * named
     likely[..., Vocab.sil] += 1 - likely.sum(-1)
     return likely

@@ -187,10 +187,6 @@ def _draw_unknown(rng, split, name, phrases):
     return template.format(**{k: rng.choice(unknown[k]) for k in "tpc"}), unknown["answer"], ""
 
 
-def _draw_backchannel(rng, split, name, phrases):
-    return rng.choice(phrasings(name, split)), None, ""
-
-
 def _draw_control(rng, split, name, phrases):
     return rng.choice(fixed_questions(skills()["control"][name], split)), None, ""
 
@@ -198,7 +194,7 @@ def _draw_control(rng, split, name, phrases):
 _DRAW = {
     "plus": _draw_sum, "minus": _draw_sum, "times": _draw_sum, "repeat": _draw_repeat, "name_tell": _draw_tell, "like_tell": _draw_tell,
     "name_ask": _draw_ask, "like_ask": _draw_ask, "talk": _draw_fixed, "long": _draw_fixed, "unknown": _draw_unknown,
-    "again": _draw_control, "go_on": _draw_control, "backchannel": _draw_backchannel,
+    "again": _draw_control, "go_on": _draw_control, "backchannel": _draw_ask,
 }  # fmt: skip
 
 
