@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 
 SPECIALS = ("<sil>", "<bos>", "<eos>")
+MARKS = ",.!?"  # punctuation
 _SPACE = "▁"
+_SENTENCE_ENDS = ".!?"
 _CHARS = _SPACE + "abcdefghijklmnopqrstuvwxyz'.,!?"
 MAX_CHARS = 12
 
 
 class Vocab:
     """Sub-word tokens of the agent's text channel.
+
+    A word is the same token wherever it stands: punctuation marks are tokens of their own, and the capital at the start of a sentence is
+    not part of the word (true-casing); `TextWriter` puts it back.
 
     Ids: `sil` while the agent has nothing to write, `bos` where its turn begins, `eos` where its speech ends.
     """
@@ -30,12 +36,14 @@ class Vocab:
     @classmethod
     def train(cls, texts: Iterable[str], size: int) -> Vocab:
         """Learn byte-pair merges from agent texts."""
+        sentences = [text.split() for text in texts]
+        inside = {word.strip(MARKS) for words in sentences for previous, word in pairwise(words) if previous[-1] not in _SENTENCE_ENDS}
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-        tokenizer.decoder = decoders.Metaspace()
+        marks = pre_tokenizers.Split(Regex(f"[{MARKS}]"), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), marks])
         alphabet = sorted(set(_CHARS + _CHARS.upper()))
         trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=list(SPECIALS), initial_alphabet=alphabet, show_progress=False)
-        tokenizer.train_from_iterator(texts, trainer)
+        tokenizer.train_from_iterator((" ".join(_true_case(words, inside.__contains__)) for words in sentences), trainer)
         return cls(tokenizer)
 
     @classmethod
@@ -53,15 +61,17 @@ class Vocab:
         return self.tokenizer.get_vocab_size()
 
     def encode_words(self, text: str) -> list[list[int]]:
-        """Token ids of every word of `text`."""
-        return [self.tokenizer.encode(word, add_special_tokens=False).ids for word in text.split()]
+        """Token ids of every word of `text`, its punctuation marks included."""
+        words = _true_case(text.split(), lambda word: self.tokenizer.token_to_id(_SPACE + word) is not None)
+        return [self.tokenizer.encode(word, add_special_tokens=False).ids for word in words]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids; special ids are left out."""
-        return self.tokenizer.decode([i for i in ids if i > self.eos]).strip()
+        """Text of ids; special ids are left out, a capital follows each `bos`."""
+        writer = TextWriter(self)
+        return "".join(map(writer.write, ids)).strip()
 
     def piece(self, token: int) -> str:
-        """Text of one id with its leading space; special ids give an empty string."""
+        """Text of one id with its leading space, as it reads inside a sentence; special ids give an empty string."""
         return "" if token <= self.eos else (self.tokenizer.id_to_token(token) or "").replace(_SPACE, " ")
 
     def char_ids(self) -> Tensor:
@@ -76,6 +86,36 @@ class Vocab:
     def num_chars() -> int:
         """Distinct character ids, the empty one included."""
         return len(_CHARS) + 1
+
+
+class TextWriter:
+    """Tokens to running text, with a capital where a sentence or a turn begins."""
+
+    def __init__(self, vocab: Vocab) -> None:
+        self._vocab = vocab
+        self._begins = True
+
+    def write(self, token: int) -> str:
+        """Text of the next token with its leading space; special ids give an empty string."""
+        self._begins |= token == Vocab.bos
+        piece = self._vocab.piece(token)
+        if piece and self._begins:
+            word = piece.lstrip()
+            piece = piece[: len(piece) - len(word)] + word[:1].upper() + word[1:]
+            self._begins = not word
+        self._begins |= piece[-1:] in tuple(_SENTENCE_ENDS)
+        return piece
+
+
+def _true_case(words: list[str], known: Callable[[str], bool]) -> list[str]:
+    """Words as they read inside a sentence: the first of each sentence loses its capital, unless it is known only with it, as names are."""
+    cased, begins = [], True
+    for word in words:
+        bare, lower = word.strip(MARKS), word[:1].lower() + word[1:]
+        name = known(bare) and not known(lower.strip(MARKS))
+        cased.append(lower if begins and not name and bare != "I" and not bare.startswith("I'") else word)
+        begins = word[-1] in _SENTENCE_ENDS
+    return cased
 
 
 # Characters of the encoder's auxiliary CTC head; 0 is the blank.

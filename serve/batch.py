@@ -9,6 +9,7 @@ import torch
 
 from duplex.checkpoint import Speaker
 from duplex.sampling import Sampling
+from duplex.vocab import TextWriter
 from serve.rows import Rows
 
 
@@ -52,7 +53,7 @@ def respond(
 
 
 def _reply(speaker: Speaker, agent: np.ndarray, text: list[int], num_input_samples: int) -> BatchReply:
-    clock = speaker.clock
-    pieces = [(frame, speaker.vocab.piece(token)) for frame, token in enumerate(text[: clock.frames_of_input(num_input_samples)])]
+    clock, writer = speaker.clock, TextWriter(speaker.vocab)
+    pieces = [(frame, writer.write(token)) for frame, token in enumerate(text[: clock.frames_of_input(num_input_samples)])]
     num_samples = num_input_samples * clock.output_hz // clock.input_hz
     return BatchReply(agent[:num_samples].copy(), [(frame, piece) for frame, piece in pieces if piece])

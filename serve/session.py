@@ -10,7 +10,7 @@ import torch
 from duplex.checkpoint import Speaker
 from duplex.errors import UserError
 from duplex.sampling import Sampling
-from duplex.vocab import Vocab
+from duplex.vocab import TextWriter, Vocab
 from serve.rows import Rows
 
 
@@ -77,14 +77,14 @@ class Session:
     def _clear(self) -> None:
         self._pending = np.zeros(0, np.float32)
         self._index, self._speaking = 0, False
+        self._writer = TextWriter(self._vocab)
 
     def _step(self, pcm: np.ndarray) -> AgentFrame:
         out = self._rows.step(torch.from_numpy(pcm[None]))
         token = int(out.text[0])
         self._speaking = self._speaking or token not in (Vocab.sil, Vocab.eos)
-        frame = AgentFrame(
-            self._index, token, self._vocab.piece(token), tuple(out.codes[0].tolist()), out.audio[0].cpu().numpy(), self._speaking
-        )
+        text, codes = self._writer.write(token), tuple(out.codes[0].tolist())
+        frame = AgentFrame(self._index, token, text, codes, out.audio[0].cpu().numpy(), self._speaking)
         self._index += 1
         self._speaking = self._speaking and token != Vocab.eos
         return frame

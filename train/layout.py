@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from duplex.errors import UserError
-from duplex.vocab import Vocab
+from duplex.vocab import MARKS, Vocab
 from train.bank import Utterance
 from train.timeline import USER_FRAME_SAMPLES, AgentTurn, Timeline
 
@@ -114,7 +114,7 @@ def lay_heard(timeline: Timeline, vocab: Vocab) -> np.ndarray:
         free = 0
         for word in turn.utterance.words:
             after = (turn.start_sample + word.end_sample) // USER_FRAME_SAMPLES + 1
-            for ids in vocab.encode_words(word.text):
+            for ids in vocab.encode_words(word.text.strip(MARKS)):
                 for token in ids:
                     at = max(after, free)
                     free = at + 1

@@ -15,7 +15,7 @@ from duplex.clock import FrameClock
 from duplex.generate import converse
 from duplex.model import DuplexModel
 from duplex.sampling import Sampling, sample_codes, sample_text
-from duplex.vocab import CTC_CHARS, MAX_CHARS, Vocab, ctc_decode, ctc_encode
+from duplex.vocab import CTC_CHARS, MAX_CHARS, TextWriter, Vocab, ctc_decode, ctc_encode
 from tests.duplex.test_streaming import TINY, noise
 
 TEXTS = ["Two plus two is four.", "The capital of France is Paris.", "Sorry, I don't know that.", "Hello there, how can I help you?"]
@@ -39,15 +39,31 @@ def test_special_ids(vocab: Vocab) -> None:
     assert [vocab.tokenizer.token_to_id(s) for s in ("<sil>", "<bos>", "<eos>")] == [Vocab.sil, Vocab.bos, Vocab.eos]
 
 
-@pytest.mark.parametrize("text", [*TEXTS, "Zebras quiz jolly foxes, don't they?", "a"])
+@pytest.mark.parametrize("text", [*TEXTS, "Zebras quiz jolly foxes, don't they?", "Stop! I'm Paris. I know, Paris", "A"])
 def test_words_come_back(vocab: Vocab, text: str) -> None:
     words = vocab.encode_words(text)
     assert len(words) == len(text.split()) and all(words)
     ids = [i for word in words for i in word]
     assert min(ids) > Vocab.eos
     assert vocab.decode([Vocab.bos, *ids, Vocab.sil, Vocab.eos]) == text
-    assert "".join(vocab.piece(i) for i in ids).strip() == text
+    writer = TextWriter(vocab)
+    assert "".join(writer.write(i) for i in [Vocab.bos, *ids, Vocab.eos]).strip() == text
     assert vocab.piece(words[0][0]).startswith(" ") and vocab.piece(Vocab.bos) == ""
+
+
+def test_a_word_is_the_same_token_wherever_it_stands() -> None:
+    vocab = Vocab.train(["Apple, table. The capital is Paris.", "Paris, apple and table, the apple, I see."] * 5, 200)
+    apple, table, paris, comma = (vocab.tokenizer.token_to_id(t) for t in ("▁apple", "▁table", "▁Paris", ","))
+    assert vocab.encode_words("Apple, table, apple. Table Paris, apple") == [
+        [apple, comma], [table, comma], [apple, vocab.tokenizer.token_to_id(".")], [table], [paris, comma], [apple]
+    ]  # fmt: skip
+    assert vocab.encode_words("Paris, apple") == [[paris, comma], [apple]]
+
+
+def test_a_turn_begins_with_a_capital_after_one_that_was_cut_off(vocab: Vocab) -> None:
+    writer = TextWriter(vocab)
+    tokens = [Vocab.bos, *vocab.encode_words("It is")[0], Vocab.eos, Vocab.sil, Vocab.bos, *vocab.encode_words("It")[0]]
+    assert "".join(writer.write(t) for t in tokens) == " It It"
 
 
 def test_vocabulary_is_learnt_and_saved(vocab: Vocab, tmp_path: Path) -> None:
