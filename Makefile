@@ -31,7 +31,7 @@ lint: $(FULL)
 
 venv: $(FULL)
 
-# From nothing to a checkpoint: about three hours on two CPU cores for `pocket`, a minute for PRESET=test.
+# From nothing to a checkpoint: several hours on two CPU cores for `pocket`, a minute for PRESET=test.
 # Needs the `synth` extra and what README says about data.
 PRESET ?= pocket
 RUNS := runs/$(PRESET)

@@ -13,7 +13,7 @@ from torch import Tensor
 SPECIALS = ("<sil>", "<bos>", "<eos>")
 MARKS = ",.!?"  # punctuation
 _SPACE = "▁"
-_SENTENCE_ENDS = ".!?"
+_SENTENCE_ENDS = (".", "!", "?")
 _CHARS = _SPACE + "abcdefghijklmnopqrstuvwxyz'.,!?"
 MAX_CHARS = 12
 
@@ -37,7 +37,7 @@ class Vocab:
     def train(cls, texts: Iterable[str], size: int) -> Vocab:
         """Learn byte-pair merges from agent texts."""
         sentences = [text.split() for text in texts]
-        inside = {word.strip(MARKS) for words in sentences for previous, word in pairwise(words) if previous[-1] not in _SENTENCE_ENDS}
+        inside = {word.strip(MARKS) for words in sentences for previous, word in pairwise(words) if not previous.endswith(_SENTENCE_ENDS)}
         tokenizer = Tokenizer(models.BPE())
         marks = pre_tokenizers.Split(Regex(f"[{MARKS}]"), "isolated")
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), marks])
@@ -103,7 +103,7 @@ class TextWriter:
             word = piece.lstrip()
             piece = piece[: len(piece) - len(word)] + word[:1].upper() + word[1:]
             self._begins = not word
-        self._begins |= piece[-1:] in tuple(_SENTENCE_ENDS)
+        self._begins |= piece.endswith(_SENTENCE_ENDS)
         return piece
 
 
@@ -114,7 +114,7 @@ def _true_case(words: list[str], known: Callable[[str], bool]) -> list[str]:
         bare, lower = word.strip(MARKS), word[:1].lower() + word[1:]
         name = known(bare) and not known(lower.strip(MARKS))
         cased.append(lower if begins and not name and bare != "I" and not bare.startswith("I'") else word)
-        begins = word[-1] in _SENTENCE_ENDS
+        begins = word.endswith(_SENTENCE_ENDS)
     return cased
 
 
