@@ -20,6 +20,8 @@ EARLY_S = 0.1  # an answer may begin this much before the user's last sample: no
 ANSWER_S = 3.0  # an answer that has not begun by then is none
 BRIDGE_S = 0.5  # silences inside one answer (commas, full stops) are shorter
 STOP_S = 1.5  # an interrupted agent is silent by then
+SENTENCE_S = 1.0  # so are those between the sentences of one answer
+BROKEN = 0.7  # an answer shorter than this share of itself was broken off
 RESUME_S = 0.2  # a start this soon after a pause was triggered by the pause
 
 
@@ -90,6 +92,22 @@ def goes_on(agent: Sequence[Segment], onset_s: float) -> bool | None:
 def resumes(agent: Sequence[Segment], onset_s: float) -> bool:
     """Whether an agent that did not go on begins again within ANSWER_S of the onset."""
     return any(onset_s < start < onset_s + ANSWER_S for start, _ in merge(agent, BRIDGE_S))
+
+
+def stretches(agent: Sequence[Segment], start_s: float, end_s: float) -> tuple[Segment, ...]:
+    """The answers that begin in a span, silences inside them (SENTENCE_S) bridged."""
+    return tuple(s for s in merge(agent, SENTENCE_S) if start_s <= s[0] < end_s)
+
+
+def is_self_interruption(said: Sequence[Segment], undisturbed: Sequence[Segment]) -> bool | None:
+    """Whether an agent that hears itself broke off, or spoke again unasked; None where it has nothing to say undisturbed either.
+
+    Judged against what it says without the echo: broken off is less than BROKEN of its length.
+    """
+    if not undisturbed:
+        return None
+    length, whole = (sum(end - start for start, end in spans) for spans in (said, undisturbed))
+    return len(said) > len(undisturbed) or length < BROKEN * whole
 
 
 Statistic = Callable[[np.ndarray], np.ndarray]

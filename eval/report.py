@@ -20,6 +20,10 @@ from eval.systems import AGENT_HZ
 
 MAX_WAVS = 20
 MAX_TIMELINES = 6
+SWEEPS = {  # what is swept, and the figures over it
+    "noise": ("speech over noise", {"accuracy": "answers right", "false_alarm_rate": "agent starts over the user"}),
+    "echo": ("echo against the voice as played", {"accuracy": "answers right", "self_interruption_rate": "agent interrupts itself"}),
+}
 
 
 def write_report(runs: Sequence[SuiteRun], folder: Path) -> None:
@@ -37,8 +41,8 @@ def write_report(runs: Sequence[SuiteRun], folder: Path) -> None:
                     _draw_latency(run, path)
                 with whole(folder / f"{suite}-timelines.png") as path:
                     _draw_timelines(run.conversations[:MAX_TIMELINES], path)
-            if suite == "noise":
-                with whole(folder / "noise-sweep.png") as path:
+            if suite in SWEEPS:
+                with whole(folder / f"{suite}-sweep.png") as path:
                     _draw_sweep(run, path)
             for conversation in run.conversations[:MAX_WAVS]:
                 with whole(folder / "wavs" / f"{conversation.scenario.id}.wav") as path:
@@ -87,8 +91,8 @@ def markdown(runs: Sequence[SuiteRun]) -> str:
         lines += ["| figure | value | 95 % interval | n |", "|---|---|---|---|"]
         lines += [f"| {' | '.join(cell.strip() for cell in row)} |" for row in table_rows(r)]
         lines += ["", f"![latency]({r['suite']}-latency.png)", "", f"![timelines]({r['suite']}-timelines.png)", ""]
-        if r["suite"] == "noise":
-            lines += ["![accuracy by level](noise-sweep.png)", ""]
+        if r["suite"] in SWEEPS:
+            lines += [f"![accuracy by level]({r['suite']}-sweep.png)", ""]
         wrong = [(c, o) for c in run.conversations for o in c.outcomes if o.correct is False]
         if wrong:
             lines += ["| wrong in | asked | should be | heard |", "|---|---|---|---|"]
@@ -135,13 +139,14 @@ def _draw_latency(run: SuiteRun, path: Path) -> None:
 def _draw_sweep(run: SuiteRun, path: Path) -> None:
     levels = [name.removeprefix("accuracy_") for name in run.result["counts"] if name.startswith("accuracy_")]
     figure, (axis,) = _figure(1, 1, (6, 3.6))
-    for figure_name, label in (("accuracy", "answers right"), ("false_alarm_rate", "agent starts over the user")):
-        names = [f"{figure_name}_{level}" for level in levels if run.result[f"{figure_name}_{level}"] is not None]
+    what, shown = SWEEPS[run.result["suite"]]
+    for figure_name, label in shown.items():
+        names = [f"{figure_name}_{level}" for level in levels if run.result.get(f"{figure_name}_{level}") is not None]
         values = [run.result[name] for name in names]
         edges = np.array([run.result["ci95"][name] for name in names]).reshape(-1, 2).T
         errors = np.abs(edges - np.array(values))
         axis.errorbar([name.rsplit("_", 1)[1] for name in names], values, errors, marker="o", capsize=3, label=label)
-    axis.set(ylim=(-0.02, 1.02), xlabel="speech over noise", ylabel="share of turns", title=f"noise · {run.result['system']}")
+    axis.set(ylim=(-0.02, 1.02), xlabel=what, ylabel="share of turns", title=f"{run.result['suite']} · {run.result['system']}")
     axis.legend(frameon=False)
     figure.savefig(path, dpi=110, format="png")
 

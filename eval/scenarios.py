@@ -11,11 +11,12 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from duplex.errors import UserError
+from eval.echo import Echo
 from eval.metrics import Segment
 from train.augment import babble, colored_noise
 from train.bank import USER_HZ, Utterance, read_part
@@ -28,8 +29,13 @@ CHARACTER_S = 0.09
 SPEECH_CHARACTERS_S = 18.0  # pace of the agent's voice
 RESPONSE_S = 0.5
 NOISE_DB = (None, 20, 10, 5, 0)  # speech to noise; None: the faint floor alone
+ECHO_DB = (None, -30, -20, -10)  # the agent's own voice, as it comes back, to the voice as played
+ECHO_DELAY_S = (0.12, 0.3)
+ECHO_CHARACTERS = 20  # shorter answers are over before much of them is back
 BABBLE_VOICES = 4
 LENGTHY_CHARACTERS = 70  # such an answer takes about four seconds
+
+_Found = TypeVar("_Found", dict[str, list[Utterance]], list[Utterance])
 
 _MEMORY = {"name_ask": "name_tell", "like_ask": "like_tell"}
 _KEYED = {"plus", "minus", "times", "capital", "color", "opposite", "after", "animal", "name_tell", "like_tell"}
@@ -52,6 +58,7 @@ class Turn:
         scored: The answer has room to be heard whole, so its words are judged.
         backchannel: It wants no answer: the agent goes on.
         snr_db: Level of the speech over a noise that lasts the whole conversation, None without one.
+        echo_db: Level of the agent's own voice in the user's channel, None where it does not come back.
     """
 
     start_s: float
@@ -67,6 +74,7 @@ class Turn:
     scored: bool = True
     backchannel: bool = False
     snr_db: int | None = None
+    echo_db: int | None = None
 
     @property
     def interrupts(self) -> bool:
@@ -76,12 +84,13 @@ class Turn:
 
 @dataclass(frozen=True)
 class Scenario:
-    """One conversation: user audio, float32 [num_frames * 1280] at 16 kHz, and its turns in order."""
+    """One conversation: user audio, float32 [num_frames * 1280] at 16 kHz, its turns in order, and how the agent's voice comes back."""
 
     id: str
     audio: np.ndarray
     turns: tuple[Turn, ...]
     seed: int
+    echo: Echo | None = None
 
     @property
     def duration_s(self) -> float:
@@ -245,6 +254,20 @@ def _noise(pool: Sequence[Utterance], n: int, seed: int) -> list[Scenario]:
     return scenarios[:n]
 
 
+def _echo(pool: Sequence[Utterance], n: int, seed: int) -> list[Scenario]:
+    """`echo`: each conversation of `answers` that asks for more than a word or two, at every level of ECHO_DB through the same room."""
+    chatty = [u for u in pool if u.answer is None or len(u.answer) >= ECHO_CHARACTERS]
+    scenarios = []
+    for i, scenario in enumerate(_answers(_need(chatty, "echo"), -(-n // len(ECHO_DB)), seed)):
+        rng = _rng("echo", seed, i)
+        delay_s, reverb_s = rng.uniform(*ECHO_DELAY_S), rng.uniform(0.1, 0.4)
+        for level in ECHO_DB:
+            name = scenario.id.replace("answers", "echo") + ("-clean" if level is None else f"-{-level:02d}db")
+            echo = None if level is None else Echo(level, delay_s, reverb_s, seed * 10007 + i)
+            scenarios.append(replace(scenario, id=name, turns=tuple(replace(t, echo_db=level) for t in scenario.turns), echo=echo))
+    return scenarios[:n]
+
+
 def _by_voice(pool: Sequence[Utterance], accept: Callable[[Utterance], bool]) -> dict[str, list[Utterance]]:
     groups: dict[str, list[Utterance]] = {}
     for utterance in pool:
@@ -253,10 +276,10 @@ def _by_voice(pool: Sequence[Utterance], accept: Callable[[Utterance], bool]) ->
     return groups
 
 
-def _need(groups: dict[str, list[Utterance]], suite: str) -> dict[str, list[Utterance]]:
-    if not groups:
+def _need(found: _Found, suite: str) -> _Found:
+    if not found:
         raise UserError(f"the test utterances have none that suite {suite} can use; build a larger part of the bank")
-    return groups
+    return found
 
 
 def _pick(rng: random.Random, choices: Sequence[Utterance], taken: Sequence[Utterance]) -> Utterance:
@@ -345,7 +368,7 @@ def _is_long(utterance: Utterance) -> bool:
 
 BUILDERS: dict[str, Callable[[Sequence[Utterance], int, int], list[Scenario]]] = {
     "answers": _answers, "turns": _turns, "impatient": _impatient, "listening": _listening, "noise": _noise,
-    "backchannel": _backchannel,
+    "backchannel": _backchannel, "echo": _echo,
 }  # fmt: skip
 
 

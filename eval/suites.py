@@ -43,6 +43,7 @@ class TurnOutcome:
         stop_s: From an interruption's onset to the agent's silence; None when the agent was not speaking.
         false_alarm: It started over the user.
         takeovers: For each pause, whether the agent took the turn in it.
+        said: Where the agent spoke between this turn and the next, as `metrics.stretches`.
         went_on, resumed: After a backchannel, whether the agent kept speaking; if not, whether it soon spoke again.
         heard, own_text: Transcript of the answer's audio and the agent's own text for it, on scored turns.
         correct: Whether `heard` is the right answer.
@@ -53,6 +54,7 @@ class TurnOutcome:
     stop_s: float | None
     false_alarm: bool
     takeovers: tuple[bool, ...]
+    said: tuple[Segment, ...] = ()
     heard: str | None = None
     own_text: str | None = None
     correct: bool | None = None
@@ -135,6 +137,7 @@ def judge_timing(turn: Turn, next_s: float, agent: Sequence[Segment]) -> TurnOut
         stop_s=metrics.stop_latency_s(agent, turn.start_s, turn.end_s) if turn.interrupts else None,
         false_alarm=metrics.is_false_alarm(agent, turn.start_s, turn.end_s, turn.pauses),
         takeovers=tuple(metrics.is_pause_takeover(agent, pause) for pause in turn.pauses),
+        said=metrics.stretches(agent, turn.end_s - metrics.EARLY_S, next_s),
     )
 
 
@@ -228,13 +231,23 @@ def _noise_figures(outcomes: Sequence[TurnOutcome]) -> dict[str, Figure]:
     return figures
 
 
-def _level(snr_db: int | None) -> str:
-    return "clean" if snr_db is None else f"{snr_db}db"
+def _echo_figures(outcomes: Sequence[TurnOutcome]) -> dict[str, Figure]:
+    levels = {level: [o for o in outcomes if o.turn.echo_db == level] for level in scenarios.ECHO_DB}
+    figures = {f"accuracy_{_level(level)}": _rate(o.correct for o in group if o.correct is not None) for level, group in levels.items()}
+    for level, group in levels.items():
+        if level is not None:  # the same turns at both levels, in order
+            verdicts = [metrics.is_self_interruption(o.said, alone.said) for o, alone in zip(group, levels[None], strict=False)]
+            figures[f"self_interruption_rate_{_level(level)}"] = _rate(v for v in verdicts if v is not None)
+    return figures
+
+
+def _level(level_db: int | None) -> str:
+    return "clean" if level_db is None else f"{level_db}db"
 
 
 FIGURES: dict[str, Callable[[Sequence[TurnOutcome]], dict[str, Figure]]] = {
     "answers": _answers_figures, "listening": _answers_figures, "turns": _turns_figures, "impatient": _impatient_figures,
-    "noise": _noise_figures, "backchannel": _backchannel_figures,
+    "noise": _noise_figures, "backchannel": _backchannel_figures, "echo": _echo_figures,
 }  # fmt: skip
 
 

@@ -12,10 +12,8 @@ from typing import Protocol
 import numpy as np
 
 from duplex.errors import UserError
+from eval.echo import AGENT_HZ, FRAME_S, EchoPaths
 from eval.scenarios import Scenario
-
-AGENT_HZ = 24000
-FRAME_S = 0.08
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,9 @@ class InProcess:
         """One batch through the model."""
         from serve.batch import respond
 
-        replies = respond(self._speaker, [scenario.audio for scenario in scenarios], self._seed)
+        echoes = [scenario.echo for scenario in scenarios]
+        microphones = EchoPaths(echoes) if any(echoes) else None
+        replies = respond(self._speaker, [scenario.audio for scenario in scenarios], self._seed, microphones=microphones)
         return [
             Reply(fit(reply.audio, scenario), tuple((frame * FRAME_S, piece) for frame, piece in reply.text_events))
             for reply, scenario in zip(replies, scenarios, strict=True)
@@ -79,6 +79,8 @@ class WavFolder:
         import soundfile
         import soxr
 
+        if scenario.echo:
+            raise UserError(f"{self.name} cannot be measured on echo: recordings do not hear themselves; give a system that runs")
         path = self._folder / f"{scenario.id}.wav"
         if not path.exists():
             raise UserError(f"{path} is missing; {self.name} needs a wav for every scenario of the suite, this n and this seed")

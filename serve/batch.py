@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,10 +32,19 @@ def respond(
     audios: list[np.ndarray],
     seed: int,
     sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+    microphones: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> list[BatchReply]:
     """Let the speaker hear every recording, float32 [N_i] at 16 kHz; shorter ones are followed by silence.
 
     With greedy sampling a row is what a `Session` of its own would have given.
+
+    Args:
+        speaker: Who answers.
+        audios: The recordings.
+        seed: Of the draws, where `sampling` draws.
+        sampling: How tokens are chosen.
+        microphones: From the agents' frame just played, [B, output_samples], to what comes back of it into the users' next frame,
+            [B, input_samples].
     """
     if not audios:
         return []
@@ -44,9 +54,12 @@ def respond(
     for row, audio in enumerate(audios):
         users[row, : len(audio)] = audio
     rows = Rows(speaker, len(audios), seed, sampling)
-    frames = [rows.step(user) for user in torch.from_numpy(users).split(clock.input_samples, 1)] if num_frames else []
-    if not frames:
+    if not num_frames:
         return [BatchReply(np.zeros(0, np.float32), []) for _ in audios]
+    frames, back = [], None
+    for user in np.split(users, num_frames, 1):
+        frames.append(rows.step(torch.from_numpy(user if back is None else (user + back).clip(-1, 1))))
+        back = microphones(frames[-1].audio.cpu().numpy()) if microphones else None
     text = torch.stack([frame.text for frame in frames], 1).tolist()  # B lists of T tokens
     agents = torch.cat([frame.audio for frame in frames], 1).cpu().numpy()  # [B, T * output_samples]
     return [_reply(speaker, agents[row], text[row], len(audio)) for row, audio in enumerate(audios)]

@@ -22,6 +22,8 @@ class AugmentConfig:
         noise_probability, snr_db: Coloured noise over the whole channel.
         room_probability, reverb_s: A simulated room: exponentially decaying noise.
         floor_db: Range of the ever-present noise floor, dB full scale.
+        echo_probability, echo_db, echo_delay_s: What an echo canceller leaves of the agent's own voice: level against the voice as
+            played, and when it arrives after its codes; a frame and more, for it is played while the next one is heard.
     """
 
     speed: tuple[float, float] = (0.87, 1.15)
@@ -32,6 +34,9 @@ class AugmentConfig:
     room_probability: float = 0.3
     reverb_s: tuple[float, float] = (0.1, 0.4)
     floor_db: tuple[float, float] = (-85.0, -60.0)
+    echo_probability: float = 0.0
+    echo_db: tuple[float, float] = (-40.0, -10.0)
+    echo_delay_s: tuple[float, float] = (0.08, 0.35)
 
 
 def change_speed(audio: np.ndarray, factor: float) -> np.ndarray:
@@ -47,15 +52,29 @@ def tilt_spectrum(audio: np.ndarray, amount: float) -> np.ndarray:
     return out / (1 + abs(amount))
 
 
-def add_room(audio: np.ndarray, reverb_s: float, rng: Generator) -> np.ndarray:
-    """Convolve with a direct path and a noise tail that decays by 60 dB in `reverb_s`; same length, same onset."""
-    from scipy.signal import fftconvolve
-
+def room_response(reverb_s: float, rng: Generator) -> np.ndarray:
+    """Impulse response [reverb_s * 16000]: a direct path of 1 and a noise tail that decays by 60 dB in `reverb_s`."""
     length = int(reverb_s * USER_HZ)
     tail = rng.standard_normal(length).astype(np.float32) * 10 ** (-3 * np.arange(length, dtype=np.float32) / length)
     tail *= rng.uniform(0.2, 0.8) / np.sqrt((tail**2).sum() + 1e-9)
     tail[0] += 1.0
-    return fftconvolve(audio, tail)[: len(audio)].astype(np.float32)
+    return tail
+
+
+def add_room(audio: np.ndarray, reverb_s: float, rng: Generator) -> np.ndarray:
+    """Convolve with a `room_response`; same length, same onset."""
+    from scipy.signal import fftconvolve
+
+    return fftconvolve(audio, room_response(reverb_s, rng))[: len(audio)].astype(np.float32)
+
+
+def add_echo(audio: np.ndarray, played: np.ndarray, level_db: float, delay_s: float, reverb_s: float, rng: Generator) -> np.ndarray:
+    """Add `played`, as long as `audio`, through a room, `delay_s` late and `level_db` against itself."""
+    delay = round(delay_s * USER_HZ)
+    echo = 10 ** (level_db / 20) * add_room(played, reverb_s, rng)
+    out = audio.copy()
+    out[delay:] += echo[: len(audio) - delay]
+    return out
 
 
 def colored_noise(length: int, slope: float, rng: Generator) -> np.ndarray:

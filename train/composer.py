@@ -12,7 +12,7 @@ import numpy as np
 from numpy.random import Generator
 
 from train import world
-from train.augment import AugmentConfig, augment_channel, augment_utterance
+from train.augment import AugmentConfig, add_echo, augment_channel, augment_utterance
 from train.bank import USER_HZ, Utterance, Word
 from train.layout import AGENT_FRAME_SAMPLES
 from train.timeline import USER_FRAME_SAMPLES, AgentTurn, Timeline, UserTurn
@@ -269,4 +269,25 @@ def render_user(timeline: Timeline, augment: AugmentConfig | None, rng: Generato
         audio[turn.start_sample : turn.start_sample + len(piece)] += piece
     if augment is None:
         return audio + 1e-4 * rng.standard_normal(len(audio)).astype(np.float32)
-    return augment_channel(audio, augment, rng)
+    audio = augment_channel(audio, augment, rng)
+    if augment.echo_probability and rng.random() < augment.echo_probability:
+        level_db, delay_s, reverb_s = (rng.uniform(*span) for span in (augment.echo_db, augment.echo_delay_s, augment.reverb_s))
+        audio = np.clip(add_echo(audio, render_agent(timeline), level_db, delay_s, reverb_s, rng), -1.0, 1.0)
+    return audio
+
+
+def render_agent(timeline: Timeline) -> np.ndarray:
+    """The agent's voice as the user's microphone would hear it: float32 [num_frames * 1280] at 16 kHz, at the level it is played.
+
+    Answers need their audio (24 kHz); those read from the bank without it are silent.
+    """
+    import soxr
+
+    out = np.zeros(timeline.num_frames * USER_FRAME_SAMPLES, np.float32)
+    for turn in timeline.agent:
+        said = turn.utterance.audio[: (turn.cut_frame - turn.start_frame) * AGENT_FRAME_SAMPLES]
+        if len(said):
+            start = turn.start_frame * USER_FRAME_SAMPLES
+            piece = soxr.resample(said / np.float32(32767.0), turn.utterance.sample_rate_hz, USER_HZ)[: len(out) - start]
+            out[start : start + len(piece)] += piece
+    return out

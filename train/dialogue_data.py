@@ -118,7 +118,11 @@ class Conversations(lightning.LightningDataModule):
         """Read the bank into memory once, and check that every text fits its speech."""
         if self.cast is not None:
             return
-        agent = {part: list(read_part(self.bank / part, fields=("codes",))) for part in {*self.answer_parts, *self.speak_parts}}
+        heard = set(self.answer_parts) if self.user_parts and self.augment.echo_probability else set()  # their echo needs their audio
+        agent = {
+            part: list(read_part(self.bank / part, fields=("codes", "recording") if part in heard else ("codes",)))
+            for part in {*self.answer_parts, *self.speak_parts}
+        }
         self.vocab = self._vocabulary([u.text for part in sorted(agent) for u in agent[part]])
         self.silence = load_codec(self.codec_dir).silence_codes.numpy()
         self.tokens: dict[str, list[tuple[int, int]]] = {}

@@ -101,3 +101,13 @@ def test_an_agent_goes_on_or_stops_and_resumes():
     assert metrics.goes_on([(1.0, 2.4), (2.7, 5.0)], 2.0) is True  # a comma
     assert metrics.goes_on([(1.0, 2.4), (4.0, 6.0)], 2.0) is False and metrics.resumes([(1.0, 2.4), (4.0, 6.0)], 2.0)
     assert metrics.goes_on([(3.0, 4.0)], 2.0) is None
+
+
+def test_an_agent_that_hears_itself_breaks_off_or_speaks_again():
+    alone = metrics.stretches([(0.5, 1.0), (3.0, 4.0), (4.8, 6.0), (9.0, 9.5)], 2.5, 8.0)
+    assert alone == ((3.0, 6.0),)  # a full stop inside
+    assert metrics.is_self_interruption(((3.0, 5.9),), alone) is False
+    assert metrics.is_self_interruption(((3.0, 4.9),), alone) is True
+    assert metrics.is_self_interruption((), alone) is True
+    assert metrics.is_self_interruption(((3.0, 6.0), (7.2, 8.0)), alone) is True
+    assert metrics.is_self_interruption(((3.0, 4.0),), ()) is None

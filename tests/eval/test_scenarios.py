@@ -11,7 +11,7 @@ def level(scenario, start_s, end_s):
     return float(np.sqrt((scenario.audio[round(start_s * USER_HZ) : round(end_s * USER_HZ)] ** 2).mean()))
 
 
-@pytest.mark.parametrize("suite", sorted(set(scenarios.BUILDERS) - {"noise"}))
+@pytest.mark.parametrize("suite", sorted(set(scenarios.BUILDERS) - {"noise", "echo"}))
 def test_truth_matches_the_audio(pool, suite):
     for scenario in scenarios.build(suite, pool, 8, seed=3):
         assert scenario.audio.dtype == np.float32 and len(scenario.audio) % 1280 == 0
@@ -66,6 +66,16 @@ def test_noise_is_as_loud_as_it_says_and_the_turns_stay(pool):
             assert [t.text for t in scenario.turns] == [t.text for t in clean.turns]
             assert 20 * np.log10(speech / level(scenario, turn.end_s, clean.duration_s)) == pytest.approx(snr_db, abs=2.0)
             assert np.abs(scenario.audio).max() <= 1.0
+
+
+def test_echo_sweeps_the_level_of_one_path_over_the_same_conversation(pool):
+    built = scenarios.build("echo", pool, 2 * len(scenarios.ECHO_DB), 1)
+    assert [s.id for s in built[:4]] == ["echo-0000-clean", "echo-0000-30db", "echo-0000-20db", "echo-0000-10db"]
+    clean, *echoing = built[:4]
+    assert clean.echo is None and [s.echo.level_db for s in echoing] == [-30, -20, -10]
+    assert len({(s.echo.delay_s, s.echo.reverb_s, s.echo.seed) for s in echoing}) == 1 and built[5].echo.seed != echoing[0].echo.seed
+    assert all(s.audio is clean.audio and {t.echo_db for t in s.turns} == {s.echo.level_db} for s in echoing)
+    assert all(len(s.turns[-1].answer) >= scenarios.ECHO_CHARACTERS for s in built)
 
 
 def test_a_backchannel_leaves_the_agent_time_to_go_on(pool):

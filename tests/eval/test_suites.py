@@ -82,6 +82,27 @@ def test_noise(pool, tmp_path):
     report.write_report([few], tmp_path)
 
 
+class StartledSystem(ScriptedSystem):
+    """Stops after 0.3 s where its voice comes back at -20 dB or more."""
+
+    def respond(self, scenarios):
+        replies = super().respond(scenarios)
+        for scenario, reply in zip(scenarios, replies, strict=True):
+            if scenario.echo and scenario.echo.level_db >= -20:
+                for turn in scenario.turns:
+                    reply.audio[round((turn.end_s + 0.6) * 24000) : round((turn.end_s + 6.0) * 24000)] = 0.0
+        return replies
+
+
+def test_echo(pool, tmp_path):
+    good, startled = (run("echo", pool, system, n=16) for system in (ScriptedSystem(0.3), StartledSystem(0.3)))
+    rates = [[r.result[f"self_interruption_rate_-{level}db"] for level in (30, 20, 10)] for r in (good, startled)]
+    assert rates == [[0.0, 0.0, 0.0], [0.0, 1.0, 1.0]]
+    assert good.result["accuracy_clean"] == good.result["accuracy_-10db"] == 1.0
+    report.write_report([startled], tmp_path)
+    assert (tmp_path / "echo-sweep.png").stat().st_size > 5000 and "echo-sweep.png" in (tmp_path / "report.md").read_text()
+
+
 def test_summary_has_null_for_figures_without_samples():
     summary = summarize({"a": Figure(np.zeros(0)), "b": Figure(np.array([0.1, 0.2, 0.3]), "percentiles")}, seed=1)
     assert summary["a"] is None and summary["ci95"]["a"] is None and summary["counts"] == {"a": 0, "b": 3}

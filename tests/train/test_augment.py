@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from train.augment import AugmentConfig, add_room, augment_channel, augment_utterance, babble, change_speed, colored_noise, tilt_spectrum
+from train.augment import (
+    AugmentConfig,
+    add_echo,
+    add_room,
+    augment_channel,
+    augment_utterance,
+    babble,
+    change_speed,
+    colored_noise,
+    tilt_spectrum,
+)
 
 NONE = AugmentConfig((1.0, 1.0), (0.0, 0.0), (0.0, 0.0), 0.0, (10.0, 10.0), 0.0, (0.1, 0.4), (-120.0, -120.0))
 
@@ -38,6 +48,15 @@ def test_a_room_keeps_length_and_onset_and_adds_a_tail() -> None:
     assert len(out) == 16000 and np.abs(out).argmax() == 4000 and np.abs(out[:4000]).max() < 1e-5
     early, late = (float((out[a:b] ** 2).sum()) for a, b in ((4001, 5600), (7000, 8600)))
     assert early > 0.02 and late < 0.01 * early and np.abs(out[4000 + 4800 :]).max() < 1e-5
+
+
+def test_an_echo_is_late_and_at_its_level() -> None:
+    played, user = np.zeros(16000, np.float32), np.zeros(16000, np.float32)
+    played[2000] = 1.0
+    user[100] = 0.3
+    out = add_echo(user, played, -20.0, 0.25, 0.2, np.random.default_rng(0))
+    assert out[100] == np.float32(0.3) and np.abs(out[:100]).max() == 0.0 and np.abs(out[101:6000]).max() < 1e-5
+    assert np.abs(out[6000:]).argmax() == 0 and out[6000] == pytest.approx(0.1, rel=0.3) and len(out) == 16000
 
 
 def test_noise_has_unit_power_and_its_slope() -> None:

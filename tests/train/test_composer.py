@@ -11,7 +11,7 @@ from duplex.vocab import Vocab
 from train import world
 from train.augment import AugmentConfig
 from train.bank import Utterance, Word
-from train.composer import Cast, ComposerConfig, compose, insert_pause, render_user, rest_of, unfinished_splits
+from train.composer import Cast, ComposerConfig, compose, insert_pause, render_agent, render_user, rest_of, unfinished_splits
 from train.layout import lay_channels, token_frames
 from train.timeline import Timeline, UserTurn
 
@@ -287,3 +287,20 @@ def test_a_backchannel_lies_inside_an_answer_and_gets_none(cast: Cast) -> None:
     assert count > 20
     never = dataclasses.replace(CONFIG, backchannel_probability=0.0)
     assert all(u.kind != "backchannel" for seed in range(9) for u in compose(rich, never, PLAIN, np.random.default_rng(seed)).user)
+
+
+def test_the_agent_comes_back_where_it_speaks_and_nowhere_else(cast: Cast, timelines: list[Timeline]) -> None:
+    for seed, timeline in enumerate(timelines[:10]):
+        agent = render_agent(timeline)
+        speaking = np.zeros(timeline.num_frames, bool)
+        for turn in timeline.agent:
+            speaking[turn.start_frame : turn.cut_frame] = True
+        loud = np.abs(agent).reshape(-1, FRAME).max(1) > 0.02
+        assert len(agent) == timeline.num_frames * FRAME and not loud[~speaking].any() and loud.any()
+        assert loud[speaking].mean() > 0.6  # the made-up speech has a silent frame at its end
+        quiet = dataclasses.replace(PLAIN, noise_probability=0.0, room_probability=0.0, floor_db=(-90.0, -90.0))
+        echo = dataclasses.replace(quiet, echo_probability=1.0, echo_db=(-20.0, -20.0), echo_delay_s=(0.16, 0.16))
+        plain, echoing = (render_user(timeline, a, np.random.default_rng(seed)) for a in (quiet, echo))
+        change = np.abs(echoing - plain).reshape(-1, FRAME).max(1) > 0.005
+        first = timeline.agent[0].start_frame
+        assert not change[: first + 2].any() and change[first + 2 : first + 4].any()
