@@ -15,7 +15,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="duplex eval", description="Measure a system on benchmark suites: a table and a report folder, then one JSON line a suite."
     )
     parser.add_argument("suites", nargs="+", metavar="SUITE", help="answers, turns, impatient, listening, backchannel, noise, echo, codec")
-    parser.add_argument("--system", default="pocket", help="pocket, a checkpoint directory, wavs:DIR or truth (default: %(default)s)")
+    systems_help = "pocket, a checkpoint directory, wavs:DIR, cascade or truth (default: %(default)s)"
+    parser.add_argument("--system", default="pocket", help=systems_help)
     parser.add_argument("--n", type=int, default=200, help="conversations a suite (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of scenarios, sampling and intervals (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("eval-report"), help="report folder (default: %(default)s)")

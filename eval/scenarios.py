@@ -18,6 +18,7 @@ import numpy as np
 from duplex.errors import UserError
 from eval.echo import Echo
 from eval.metrics import Segment
+from eval.stimuli import KEYED, insert_pause, pause_sample, speech_shaped_noise
 from train.augment import babble, colored_noise
 from train.bank import USER_HZ, Utterance, read_part
 from train.world import memory_answer
@@ -38,9 +39,6 @@ LENGTHY_CHARACTERS = 70  # such an answer takes about four seconds
 _Found = TypeVar("_Found", dict[str, list[Utterance]], list[Utterance])
 
 _MEMORY = {"name_ask": "name_tell", "like_ask": "like_tell"}
-_KEYED = {"plus", "minus", "times", "capital", "color", "opposite", "after", "animal", "name_tell", "like_tell"}
-_PAUSED = _KEYED | {"repeat", "long"}
-_TRAILING = {"be", "come", "to", "is", "have", "has", "says", "say", "make", "makes", "does", "please", "equal"}
 
 
 @dataclass(frozen=True)
@@ -174,7 +172,7 @@ def _rng(suite: str, seed: int, index: int | str) -> random.Random:
 
 
 def _key(utterance: Utterance) -> str:
-    return utterance.value if utterance.skill in _KEYED else ""
+    return utterance.value if utterance.skill in KEYED else ""
 
 
 def _tail_s(answer: str) -> float:
@@ -187,7 +185,7 @@ def _partner(utterance: Utterance, pool: Sequence[Utterance], rng: random.Random
     if wanted:
         fits = [u for u in pool if u.voice == utterance.voice and u.skill == wanted]
     else:
-        fits = [u for u in pool if u.voice == utterance.voice and (u.skill in _KEYED or u.skill == "repeat") and u.answer]
+        fits = [u for u in pool if u.voice == utterance.voice and (u.skill in KEYED or u.skill == "repeat") and u.answer]
     return rng.choice(fits) if fits else None
 
 
@@ -370,42 +368,3 @@ BUILDERS: dict[str, Callable[[Sequence[Utterance], int, int], list[Scenario]]] =
     "answers": _answers, "turns": _turns, "impatient": _impatient, "listening": _listening, "noise": _noise,
     "backchannel": _backchannel, "echo": _echo,
 }  # fmt: skip
-
-
-def pause_sample(utterance: Utterance) -> int | None:
-    """Where a pause leaves the sentence unfinished: before its last word that matters, or before the words to repeat.
-
-    None when the utterance has no word times, fewer than four words, or a skill whose sentences are complete early.
-    """
-    words = [word.text.lower().strip(".,!?") for word in utterance.words]
-    if utterance.skill not in _PAUSED or len(words) < 4:
-        return None
-    split = len(words) - 1
-    if utterance.skill == "repeat":
-        split = len(words) - len(utterance.value.split())
-    else:
-        while split > 0 and words[split] in _TRAILING:
-            split -= 1
-    if split < 2:
-        return None
-    return (utterance.words[split - 1].end_sample + utterance.words[split].start_sample) // 2
-
-
-def insert_pause(audio: np.ndarray, at_sample: int, num_samples: int) -> np.ndarray:
-    """float32 [N] -> [N + num_samples]: silence at `at_sample`, the edges faded over 5 ms."""
-    fade = USER_HZ // 200
-    before, after = audio[:at_sample].copy(), audio[at_sample:].copy()
-    ramp = np.linspace(1.0, 0.0, fade, dtype=np.float32)
-    before[-fade:] *= ramp[-min(fade, len(before)) :]
-    after[:fade] *= ramp[::-1][: len(after)]
-    return np.concatenate([before, np.zeros(num_samples, np.float32), after])
-
-
-def speech_shaped_noise(speech: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Noise of the same length, long-term spectrum and 20 ms envelope, with no words in it."""
-    spectrum = np.abs(np.fft.rfft(speech))
-    phase = generator.uniform(0.0, 2 * np.pi, len(spectrum))
-    noise = np.fft.irfft(spectrum * np.exp(1j * phase), n=len(speech))
-    window = np.hanning(USER_HZ // 50)
-    wanted, have = (np.sqrt(np.convolve(x.astype(np.float64) ** 2, window / window.sum(), "same") + 1e-10) for x in (speech, noise))
-    return np.clip(noise * wanted / have, -1.0, 1.0).astype(np.float32)

@@ -91,17 +91,17 @@ class WavFolder:
         return Reply(fit(soxr.resample(audio[:, -1], rate_hz, AGENT_HZ), scenario))
 
 
-class Truth:
-    """Says the right answer 0.3 s after each turn and stops 0.3 s into an interruption: what the judges make of a perfect agent."""
+class AgentVoice:
+    """The voice that the agent was trained on, from its engine."""
 
     def __init__(self) -> None:
         from train.voices import load_engine
 
-        self.name = "truth"
         self._engine = load_engine("hibari")
 
-    @functools.lru_cache(maxsize=512)  # noqa: B019 - one system lives as long as the run
-    def _say(self, text: str) -> tuple[np.ndarray, tuple[tuple[float, str], ...]]:
+    @functools.lru_cache(maxsize=512)  # noqa: B019 - one voice lives as long as the run
+    def say(self, text: str) -> tuple[np.ndarray, tuple[tuple[float, str], ...]]:
+        """float32 [num_samples] at 24 kHz without silence around it, and (time_s, word) with leading spaces."""
         from train.synth import trim_bounds
 
         speech = self._engine.synthesize(text, "heart")
@@ -109,6 +109,14 @@ class Truth:
         assert speech.sample_rate_hz == AGENT_HZ
         words = tuple((max(w.start_s - start / AGENT_HZ, 0.0), " " + w.word) for w in speech.words)
         return speech.audio[start:end], words or ((0.0, " " + text),)
+
+
+class Truth:
+    """Says the right answer 0.3 s after each turn and stops 0.3 s into an interruption: what the judges make of a perfect agent."""
+
+    def __init__(self) -> None:
+        self.name = "truth"
+        self._voice = AgentVoice()
 
     def respond(self, scenarios: Sequence[Scenario]) -> list[Reply]:
         """Speak the scenarios' own answers."""
@@ -120,7 +128,7 @@ class Truth:
         for i, turn in enumerate(scenario.turns):
             begin_s = turn.end_s + 0.3
             stop_s = scenario.turns[i + 1].start_s + 0.3 if i + 1 < len(scenario.turns) else scenario.duration_s
-            speech, words = self._say(turn.answer)
+            speech, words = self._voice.say(turn.answer)
             first = round(begin_s * AGENT_HZ)
             room = speech[: max(round(stop_s * AGENT_HZ) - first, 0)]
             audio[first : first + len(room)] = room[: len(audio) - first]
@@ -149,9 +157,13 @@ def load_system(name: str, device: str = "cpu", seed: int = 1) -> System:
         return WavFolder(name.removeprefix("wavs:"))
     if name == "truth":
         return Truth()
+    if name == "cascade":
+        from eval.cascade import load_cascade
+
+        return load_cascade()
     if name == "pocket" or Path(name).is_dir():
         return InProcess(name, device, seed)
-    raise UserError(f"system {name!r} is unknown; use pocket, a checkpoint directory, wavs:DIR or truth")
+    raise UserError(f"system {name!r} is unknown; use pocket, a checkpoint directory, wavs:DIR, cascade or truth")
 
 
 def batches(scenarios: Sequence[Scenario], size: int) -> list[list[int]]:

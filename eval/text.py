@@ -16,8 +16,8 @@ _SAME_SOUND = {
 }  # fmt: skip
 
 
-def normalize(text: str) -> str:
-    """Lower case, no punctuation, numbers and signs in words, one spelling for words that sound alike."""
+def spell_out(text: str) -> str:
+    """Lower case, no punctuation, numbers and signs in words."""
     from num2words import num2words
 
     text = text.lower().replace("’", "'").replace("'s", "s").replace("'", "")
@@ -26,8 +26,12 @@ def normalize(text: str) -> str:
     text = re.sub(r"(?<=\d)\s*x\s*(?=\d)", " times ", text)
     text = "".join(_SYMBOLS.get(c, c) for c in text)
     text = re.sub(r"\d+", lambda match: f" {num2words(int(match[0]))} ", text)
-    words = re.sub(r"[^a-z ]+", " ", text).split()
-    return " ".join(_SAME_SOUND.get(word, word) for word in words)
+    return " ".join(re.sub(r"[^a-z ]+", " ", text).split())
+
+
+def normalize(text: str) -> str:
+    """`spell_out`, and one spelling for words that sound alike."""
+    return " ".join(_SAME_SOUND.get(word, word) for word in spell_out(text).split())
 
 
 def word_errors(reference: str, heard: str) -> tuple[int, int]:

@@ -28,7 +28,7 @@ def test_errors_are_one_sentence(arguments, message, capsys):
     assert capsys.readouterr().err.startswith("error: ")
 
 
-@pytest.mark.parametrize("name", ["cascade", "ws://localhost:8998", "no/such/folder", "wavs:no/such/folder"])
+@pytest.mark.parametrize("name", ["ws://localhost:8998", "no/such/folder", "wavs:no/such/folder"])
 def test_unknown_systems(name):
     with pytest.raises(UserError, match="wavs:DIR"):
         systems.load_system(name)
@@ -69,12 +69,12 @@ def test_in_process_passes_audio_and_converts_frames(pool, tmp_path, monkeypatch
     scenario = scenarios.build("answers", pool, 1, 1)[0]
     seen = {}
 
-    def respond(speaker, audios, seed):
-        seen.update(speaker=speaker, audio=audios[0], seed=seed)
+    def respond(speaker, audios, seed, microphones):
+        seen.update(speaker=speaker, audio=audios[0], seed=seed, microphones=microphones)
         return [SimpleNamespace(audio=np.ones(2400, np.float32), text_events=[(25, " Hello")])]
 
     monkeypatch.setattr(checkpoint, "load_speaker", lambda name, device: f"{name} on {device}")
     monkeypatch.setitem(sys.modules, "serve.batch", SimpleNamespace(respond=respond))
     reply = systems.load_system("pocket", "cpu", 7).respond([scenario])[0]
-    assert seen == {"speaker": "pocket on cpu", "audio": scenario.audio, "seed": 7}
+    assert seen == {"speaker": "pocket on cpu", "audio": scenario.audio, "seed": 7, "microphones": None}
     assert reply.text_events == ((2.0, " Hello"),) and len(reply.audio) == systems.num_samples(scenario)

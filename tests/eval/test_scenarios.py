@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from duplex.errors import UserError
-from eval import scenarios
+from eval import scenarios, stimuli
 from tests.eval.conftest import make_utterance
 from train.bank import USER_HZ
 
@@ -120,18 +120,18 @@ def test_impatient_asks_halfway_through_the_answer(pool):
 )
 def test_a_pause_leaves_the_sentence_unfinished(skill, text, value, said_before):
     utterance = make_utterance(0, "v", skill, text, "x", value)
-    assert scenarios.pause_sample(utterance) == (None if said_before is None else said_before * USER_HZ // 5)
+    assert stimuli.pause_sample(utterance) == (None if said_before is None else said_before * USER_HZ // 5)
 
 
 def test_noise_keeps_the_envelope_and_loses_the_signal():
     generator = np.random.default_rng(0)
     time = np.arange(USER_HZ) / USER_HZ
     speech = (generator.normal(0, 0.1, USER_HZ) * (np.sin(2 * np.pi * 3 * time) > 0)).astype(np.float32)
-    noise = scenarios.speech_shaped_noise(speech, generator)
+    noise = stimuli.speech_shaped_noise(speech, generator)
     loudness = [np.sqrt((x[: len(x) // 320 * 320].reshape(-1, 320) ** 2).mean(1)) for x in (speech, noise)]
     assert np.corrcoef(*loudness)[0, 1] > 0.95
     assert abs(np.corrcoef(speech, noise)[0, 1]) < 0.1
-    assert not np.allclose(noise, scenarios.speech_shaped_noise(speech, generator))
+    assert not np.allclose(noise, stimuli.speech_shaped_noise(speech, generator))
 
 
 def test_an_unusable_pool_says_so(pool):
