@@ -14,9 +14,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="duplex eval", description="Measure a system on benchmark suites: a table and a report folder, then one JSON line a suite."
     )
-    parser.add_argument("suites", nargs="+", metavar="SUITE", help="answers, turns, impatient, listening, backchannel, noise, echo, codec")
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help="answers, turns, impatient, listening, backchannel, noise, echo, codec")
     systems_help = "pocket, a checkpoint directory, wavs:DIR, cascade or truth (default: %(default)s)"
     parser.add_argument("--system", default="pocket", help=systems_help)
+    parser.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two report folders, instead of suites")
     parser.add_argument("--n", type=int, default=200, help="conversations a suite (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of scenarios, sampling and intervals (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("eval-report"), help="report folder (default: %(default)s)")
@@ -34,6 +35,11 @@ def main(argv: list[str]) -> None:
         UserError: an unknown suite, system or split, a number out of range, a missing bank, an unwritable folder.
     """
     args = _parser().parse_args(argv)
+    if bool(args.suites) == bool(args.compare):
+        raise UserError("give suites to measure, or two report folders with --compare A B, and not both; see duplex eval --help")
+    if args.compare:
+        _compare(args.compare[0], args.compare[1], args.seed)
+        return
     from eval.scenarios import BUILDERS, load_pool
     from eval.suites import default_judge, run_suite
     from eval.systems import load_system
@@ -55,6 +61,26 @@ def main(argv: list[str]) -> None:
             with _progress(suite, args.n) as done:
                 runs.append(run_suite(suite, system, pool, judge, args.n, args.seed, args.batch, done))
     _finish(runs, args.out)
+
+
+def _compare(first: Path, second: Path, seed: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from eval.compare import compare
+
+    results = compare(first, second, seed)
+    console = Console(stderr=not sys.stdout.isatty())
+    for result in results:
+        table = Table("figure", "A", "B", "B - A", "95 %", "n", title=f"{result['suite']} · A {first} · B {second}")
+        for name, figure in result.items():
+            if isinstance(figure, dict):
+                low, high = figure["ci95"]
+                cells = [f"{figure[key]:.3f}" for key in ("first", "second")]
+                table.add_row(name, *cells, f"{figure['difference']:+.3f}", f"{low:+.3f} .. {high:+.3f}", str(figure["n"]))
+        console.print(table)
+    for result in results:
+        print(json.dumps(result))
 
 
 def _codec(args: argparse.Namespace):
