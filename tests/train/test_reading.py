@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from duplex.vocab import Vocab
+from duplex.vocab import MARKS, Vocab
 from train import world
 from train.composer import ComposerConfig
 from train.layout import lay_channels, lay_heard, token_frames
@@ -53,8 +53,9 @@ def test_conversations_come_from_training_phrasings_and_answer_what_was_heard(vo
                 assert len(user.utterance.value.split(", ")) == 1 or world.combination_split(user.utterance.value.split(", ")) == "train"
             assert (channels.codes[turn.start_frame : min(turn.cut_frame, 200)] == -1).all()
         assert (channels.codes[~channels.speaking] == np.arange(4)).all()
-        words = [t for turn in timeline.user for t in sum(vocab.encode_words(turn.utterance.text), [])]
-        assert lay_heard(timeline, vocab).tolist()[: timeline.num_frames].count(0) >= 200 - len(words)
+        words = [w.text.strip(MARKS) for turn in timeline.user for w in turn.utterance.words]
+        tokens_said = [token for word in words for ids in vocab.encode_words(word) for token in ids]
+        assert lay_heard(timeline, vocab).tolist()[: timeline.num_frames].count(0) >= 200 - len(tokens_said)
     assert {"repeat", "capital", "name_tell"} <= skills
 
 
