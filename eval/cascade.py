@@ -57,7 +57,7 @@ class Rules:
     def answer(self, heard: str) -> str:
         """The answer to a transcript; "I don't know that" where no rule fits."""
         text = normalize(heard)
-        for rule in (self._fact, self._fixed, self._again, self._sum, self._repeat, self._memory, self._part):
+        for rule in (self._fact, self._memory, self._fixed, self._again, self._sum, self._repeat, self._part):
             answer = rule(text, heard)
             if answer:
                 break
