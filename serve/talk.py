@@ -9,7 +9,7 @@ import sys
 import time
 from array import array
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice, repeat
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from serve.audio_io import AudioReader, AudioWriter
 from serve.options import check_not_input, json_file, plain_warnings
 from serve.resample import StreamResampler
 from serve.rows import check_device
-from serve.session import Session
+from serve.session import AgentFrame, Session
 from serve.timeline import draw
 from serve.turns import Turn, TurnTracker
 
@@ -60,11 +60,11 @@ class Track:
 
     Args:
         writer: Mono or stereo.
-        num_samples: Length to write.
+        num_samples: Length to write; None for every frame whole.
         user: Resampler of the user's samples for the left channel; None for mono.
     """
 
-    def __init__(self, writer: AudioWriter, num_samples: int, user: StreamResampler | None) -> None:
+    def __init__(self, writer: AudioWriter, num_samples: int | None, user: StreamResampler | None) -> None:
         self._writer, self._remaining, self._resampler = writer, num_samples, user
         self._user = self._agent = np.zeros(0, np.float32)
 
@@ -81,14 +81,46 @@ class Track:
             rest = np.concatenate([self._user, self._resampler.finish()])[: len(self._agent)]
             self._user = np.pad(rest, (0, len(self._agent) - len(rest)))
         self._flush(len(self._agent))
-        assert self._remaining == 0, self._remaining
+        assert not self._remaining, self._remaining
 
     def _flush(self, count: int) -> None:
-        size = min(count, self._remaining)
+        size = count if self._remaining is None else min(count, self._remaining)
         agent = self._agent[:size]
         self._writer.write(np.stack([self._user[:size], agent], 1) if self._resampler else agent)
         self._agent, self._user = self._agent[count:], self._user[count:]
-        self._remaining -= size
+        if self._remaining is not None:
+            self._remaining -= size
+
+
+class Recorder:
+    """Keeps the record of a conversation, frame by frame.
+
+    Args:
+        speaker: Whose conversation it is.
+        track: Where both voices are written; None to write nothing.
+        input_s: Length of the user's audio where it is known beforehand; else it is that of the frames.
+    """
+
+    def __init__(self, speaker: Speaker, track: Track | None, input_s: float | None = None) -> None:
+        self._clock, self._track, self._input_s = speaker.clock, track, input_s
+        self.tracker = TurnTracker(speaker.clock, speaker.codec.config.delay_samples)
+        self.record = Talk(input_s or 0.0, [], array("f"), array("f"), array("f"))
+
+    def push(self, frame: AgentFrame, user: np.ndarray, step_ms: float) -> None:
+        """Take one frame of both, the user's as the model heard it, and the time that the step took."""
+        self.tracker.push(frame, user)
+        if self._track:
+            self._track.write(user, frame.audio)
+        self.record.step_ms.append(step_ms)
+        self.record.user_rms.append(float(np.sqrt(np.mean(np.square(user)))))
+        self.record.agent_rms.append(float(np.sqrt(np.mean(np.square(frame.audio)))))
+
+    def finish(self) -> Talk:
+        """Write what waited, and give the record with its turns."""
+        if self._track:
+            self._track.finish()
+        input_s = self._clock.seconds(len(self.record.step_ms)) if self._input_s is None else self._input_s
+        return replace(self.record, input_s=input_s, turns=self.tracker.finish())
 
 
 def talk(speaker: Speaker, reader: AudioReader, writer: AudioWriter, stereo: bool, tail_s: float, session: Session) -> Iterator[Talk]:
@@ -103,21 +135,14 @@ def talk(speaker: Speaker, reader: AudioReader, writer: AudioWriter, stereo: boo
     num_input_samples = reader.num_samples + round(tail_s * clock.input_hz)
     resampler = StreamResampler(clock.input_hz, clock.output_hz) if stereo else None
     track = Track(writer, num_input_samples * clock.output_hz // clock.input_hz, resampler)
-    tracker = TurnTracker(clock, speaker.codec.config.delay_samples)
-    record = Talk(reader.num_samples / clock.input_hz, [], array("f"), array("f"), array("f"))
+    recorder = Recorder(speaker, track, reader.num_samples / clock.input_hz)
     users = chain(reader.blocks(clock.input_samples), repeat(np.zeros(clock.input_samples, np.float32)))
     for user in islice(users, clock.frames_of_input(num_input_samples)):
         begin = time.perf_counter()
         (frame,) = session.push(user)
-        record.step_ms.append((time.perf_counter() - begin) * 1000)
-        tracker.push(frame, user)
-        track.write(user, frame.audio)
-        record.user_rms.append(float(np.sqrt(np.mean(np.square(user)))))
-        record.agent_rms.append(float(np.sqrt(np.mean(np.square(frame.audio)))))
-        yield record
-    track.finish()
-    record.turns.extend(tracker.finish())
-    yield record
+        recorder.push(frame, user, (time.perf_counter() - begin) * 1000)
+        yield recorder.record
+    yield recorder.finish()
 
 
 def main(argv: list[str]) -> None:
@@ -137,8 +162,8 @@ def main(argv: list[str]) -> None:
         speaker = load_speaker(args.checkpoint, args.device)
         with AudioWriter(args.out, 2 if args.stereo else 1, speaker.clock.output_hz) as writer:
             record = _run(args, speaker, reader, writer)
-        write_json(_report(args, record))
-    _print(args, record)
+        write_json(report(args.checkpoint, record, _knobs(args)))
+    print_record(Console(highlight=False, markup=False, emoji=False), record, _knobs(args), f"answer: {args.out}")
 
 
 def _run(args: argparse.Namespace, speaker: Speaker, reader: AudioReader, writer: AudioWriter) -> Talk:
@@ -155,11 +180,10 @@ def _run(args: argparse.Namespace, speaker: Speaker, reader: AudioReader, writer
     return record
 
 
-def _report(args: argparse.Namespace, record: Talk) -> dict:
-    """The JSON; the knobs appear in it only when they are on."""
-    knobs = {name: value for name in ("eagerness", "yielding") if (value := getattr(args, name))}
+def report(checkpoint: str, record: Talk, knobs: dict[str, float]) -> dict:
+    """The JSON of a conversation; the knobs appear in it only when they are on."""
     return {
-        "checkpoint": args.checkpoint,
+        "checkpoint": checkpoint,
         "input_s": round(record.input_s, 4),
         "frames": len(record.step_ms),
         "turns": [asdict(turn) for turn in record.turns],
@@ -169,20 +193,23 @@ def _report(args: argparse.Namespace, record: Talk) -> dict:
     }
 
 
-def _print(args: argparse.Namespace, record: Talk) -> None:
-    console = Console(highlight=False, markup=False, emoji=False)
+def print_record(console: Console, record: Talk, knobs: dict[str, float], last_line: str) -> None:
+    """Both voices over time, the turns, the time a step took, and a last line."""
     lines = draw(record.user_rms, record.agent_rms, record.turns, console.width, console.encoding.startswith("utf"))
     for line, style in zip(lines, ("cyan", "green", "dim", *repeat("", len(lines))), strict=False):
         console.print(line, style=style, soft_wrap=True)
     step = record.step_figures()
-    knobs = "".join(f", {name} {value:+g}" for name in ("eagerness", "yielding") if (value := getattr(args, name)))
     console.print(
         f"step p50 {step['p50']:.1f} ms, p99 {step['p99']:.1f} ms, max {step['max']:.1f} ms of {FRAME_MS} ms; "
-        f"real-time factor {record.real_time_factor:.2f}{knobs}",
+        f"real-time factor {record.real_time_factor:.2f}{''.join(f', {name} {value:+g}' for name, value in knobs.items())}",
         style="dim",
         soft_wrap=True,
     )
-    console.print(f"answer: {args.out}", soft_wrap=True)
+    console.print(last_line, soft_wrap=True)
+
+
+def _knobs(args: argparse.Namespace) -> dict[str, float]:
+    return {name: value for name in ("eagerness", "yielding") if (value := getattr(args, name))}
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -63,6 +63,9 @@ class TurnTracker:
     Args:
         clock: The session's clock.
         lag_samples: The codec's delay: the sound of a turn's last code ends that much after its frame.
+
+    Attributes:
+        user_heard: The user was heard in the last frame.
     """
 
     def __init__(self, clock: FrameClock, lag_samples: int) -> None:
@@ -71,10 +74,11 @@ class TurnTracker:
         self._open: _Draft | None = None
         self._ended: _Draft | None = None
         self._user_rms: deque[float] = deque(maxlen=NOISE_FRAMES)
+        self.user_heard = False
 
     def push(self, frame: AgentFrame, user: np.ndarray) -> None:
         """Take one frame of both: the agent's, and the user's samples [input_samples] it was the answer to."""
-        user_heard = self._hear_user(user)
+        self.user_heard = self._hear_user(user)
         first_sample = frame.index * self._clock.output_samples
         if self._ended:
             self._ended.hear(frame.audio[: self._lag_samples], first_sample)
@@ -91,7 +95,7 @@ class TurnTracker:
         draft.pieces.append(frame.text)
         draft.last_frame = frame.index
         draft.hear(frame.audio, first_sample)
-        draft.overlap.append(user_heard and draft.first_sample is not None)
+        draft.overlap.append(self.user_heard and draft.first_sample is not None)
         if frame.token == Vocab.eos:
             draft.interrupted = sum(draft.overlap) >= INTERRUPTION_FRAMES
             self._open, self._ended = None, draft
