@@ -2,11 +2,12 @@
 
 A query at position q sees key p when p <= q and (p < sink_frames or p > q - window_frames). Sink keys that have left the window
 are seen as if they stood just before it: the query's rotation towards them stops at sink_frames + window_frames, so that no
-distance in a session of any length is larger than those of training. `forward` and `step` share `_attend`.
+distance in a session of any length is larger than those of training. `forward` and `step` share `_places` and `_attend`.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -32,14 +33,34 @@ class RingState:
         self.position.masked_fill_(rows, 0)
 
 
-def rotate(x: Tensor, position: Tensor, theta: float) -> Tensor:
-    """Rotary embedding (Su et al. 2021, halves paired as in Llama). x [B, H, T, d], position [B, T]."""
-    half = x.shape[-1] // 2
-    inverse = theta ** (-torch.arange(half, device=x.device, dtype=torch.float64) / half)
-    angle = position[:, None, :, None] * inverse  # [B, 1, T, d / 2], exact for any session length
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    a, b = x.chunk(2, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+@dataclass(frozen=True)
+class Places:
+    """Where the queries and keys of one pass stand: the same for every layer of a stack, so computed once."""
+
+    rotation: tuple[Tensor, Tensor]  # cos and sin for `rotate`, [B or 1, 1, T, d]
+    to_sink: tuple[Tensor, Tensor] | None  # the same towards sink keys; None without a sink
+    visible: Tensor  # [B or 1, 1, 1, T, S]
+    slot: Tensor | None  # [B, T] where a step writes its keys
+
+    @property
+    def writes_first(self) -> bool:
+        """Whether new keys go into the ring before it is read; what a single frame replaces there it does not see."""
+        return self.slot is not None and self.slot.shape[1] == 1
+
+
+def rotation(position: Tensor, width: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rotary tables (Su et al. 2021, halves paired as in Llama) of positions [B, T]: cos and signed sin, [B, 1, T, width]."""
+    half = width // 2
+    inverse = torch.exp(torch.arange(half, device=position.device, dtype=torch.float64) * (-math.log(theta) / half))
+    angle = position[:, None, :, None] * inverse  # [B, 1, T, half], exact for any session length
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)
+
+
+def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn x [B, H, T, d] by the tables of `rotation`."""
+    cos, sin = tables
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 class Attention(nn.Module):
@@ -68,27 +89,58 @@ class Attention(nn.Module):
         position = torch.zeros(batch, dtype=torch.long, device=weight.device)
         return RingState(weight.new_zeros(shape), weight.new_zeros(shape), position)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D], positions 0 .. T - 1."""
-        position = torch.arange(x.shape[1], device=x.device)[None]
+    def forward(self, x: Tensor, places: Places | None = None) -> Tensor:
+        """[B, T, D] -> [B, T, D], positions 0 .. T - 1; `places` are those of `whole_places(T)`."""
+        places = places or self.whole_places(x.shape[1])
         q, k, v = self._project(x)
-        return self._attend(q, rotate(k, position, self.theta), v, position, position)
+        return self._attend(q, rotate(k, places.rotation), v, places)
 
-    def step(self, x: Tensor, state: RingState) -> Tensor:
-        """[B, T, D] -> [B, T, D], going on from `state`; T may not exceed the window."""
-        assert x.shape[1] <= self.window_frames, f"{x.shape[1]} frames in one step, the window holds {self.window_frames}"
-        position = state.position[:, None] + torch.arange(x.shape[1], device=x.device)  # [B, T]
+    def step(self, x: Tensor, state: RingState, places: Places | None = None) -> Tensor:
+        """[B, T, D] -> [B, T, D], going on from `state`; T may not exceed the window. `places` are those of `step_places(state, T)`."""
+        places = places or self.step_places(state, x.shape[1])
         q, k, v = self._project(x)
-        k = rotate(k, position, self.theta)
-        keys = torch.cat([state.keys, k], 2)
-        values = torch.cat([state.values, v], 2)
-        out = self._attend(q, keys, values, position, torch.cat([self._slot_positions(state.position), position], 1))
-        slot = torch.where(position < self.sink_frames, position, self.sink_frames + (position - self.sink_frames) % self.window_frames)
-        index = slot[:, None, :, None].expand_as(k)
+        k = rotate(k, places.rotation)
+        assert places.slot is not None
+        index = places.slot[:, None, :, None].expand_as(k)
+        if places.writes_first:
+            self._write(state, index, k, v)
+            return self._attend(q, state.keys, state.values, places)
+        out = self._attend(q, torch.cat([state.keys, k], 2), torch.cat([state.values, v], 2), places)
+        self._write(state, index, k, v)
+        return out
+
+    @staticmethod
+    def _write(state: RingState, index: Tensor, k: Tensor, v: Tensor) -> None:
         state.keys.scatter_(2, index, k)
         state.values.scatter_(2, index, v)
-        state.position.add_(x.shape[1])
-        return out
+        state.position.add_(k.shape[2])
+
+    def whole_places(self, length: int) -> Places:
+        """Of a whole pass over T frames."""
+        position = torch.arange(length, device=self.k_proj.weight.device)[None]
+        return self._places(position, position, None)
+
+    def step_places(self, state: RingState, length: int) -> Places:
+        """Of a step of T frames from `state`, before it is taken."""
+        assert length <= self.window_frames, f"{length} frames in one step, the window holds {self.window_frames}"
+        position = state.position[:, None] + torch.arange(length, device=state.position.device)  # [B, T]
+        slot = torch.where(position < self.sink_frames, position, self.sink_frames + (position - self.sink_frames) % self.window_frames)
+        held = self._slot_positions(state.position + length) if length == 1 else self._slot_positions(state.position)
+        return self._places(position, held if length == 1 else torch.cat([held, position], 1), slot)
+
+    def _places(self, q_position: Tensor, k_position: Tensor, slot: Tensor | None) -> Places:
+        """Positions of queries [B or 1, T] and keys [B or 1, S]."""
+        dtype = self.k_proj.weight.dtype
+        p, last = k_position[:, None, :], q_position[:, :, None]
+        in_sink = (p >= 0) & (p < self.sink_frames)
+        visible = (p >= 0) & (p <= last) & (in_sink | (p > last - self.window_frames))  # [B, T, S]
+        capped = q_position.clamp_max(self.sink_frames + self.window_frames)
+        return Places(
+            rotation(q_position, self.head_width, self.theta, dtype),
+            rotation(capped, self.head_width, self.theta, dtype) if self.sink_frames else None,
+            visible[:, None, None],
+            slot,
+        )
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = (rearrange(p(x), "b t (h d) -> b h t d", d=self.head_width) for p in (self.q_proj, self.k_proj, self.v_proj))
@@ -102,20 +154,18 @@ class Attention(nn.Module):
         held = newest - (newest - self.sink_frames - ring) % self.window_frames
         return torch.cat([sink.where(sink < seen[:, None], -1), held.where(held >= self.sink_frames, -1)], 1)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, q_position: Tensor, k_position: Tensor) -> Tensor:
-        """q [B, H, T, d] not rotated, k rotated and v [B, H_kv, S, d], positions [B or 1, T or S] -> [B, T, D]."""
-        p, last = k_position[:, None, :], q_position[:, :, None]
-        in_sink = (p >= 0) & (p < self.sink_frames)
-        visible = (p >= 0) & (p <= last) & (in_sink | (p > last - self.window_frames))  # [B, T, S]
-        grouped = rearrange(rotate(q, q_position, self.theta), "b (g r) t d -> b g r t d", g=self.num_kv_heads)
-        scores = grouped @ k[:, :, None].transpose(-1, -2)  # [B, G, R, T, S]
-        if self.sink_frames:
-            capped = q_position.clamp_max(self.sink_frames + self.window_frames)
-            to_sink = rearrange(rotate(q, capped, self.theta), "b (g r) t d -> b g r t d", g=self.num_kv_heads)
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, places: Places) -> Tensor:
+        """q [B, H, T, d] not rotated, k rotated and v [B, H_kv, S, d] -> [B, T, D]."""
+        scores = self._grouped(rotate(q, places.rotation)) @ k.transpose(-1, -2)  # [B, G, R * T, S]
+        if places.to_sink:
             # Sink keys stand first, both in the ring and in the full pass; step's new keys may be sink keys too, uncapped.
-            first = k[:, :, None, : self.sink_frames]
-            sink_scores = to_sink @ first.transpose(-1, -2)
-            scores = torch.cat([sink_scores, scores[..., first.shape[3] :]], -1)
-        scores = scores.float() * self.head_width**-0.5
-        weights = scores.masked_fill(~visible[:, None, None], float("-inf")).softmax(-1).to(v.dtype)
-        return self.o_proj(rearrange(weights @ v[:, :, None], "b g r t d -> b t (g r d)"))
+            first = k[:, :, : self.sink_frames]
+            scores[..., : first.shape[2]] = self._grouped(rotate(q, places.to_sink)) @ first.transpose(-1, -2)
+        scores = rearrange(scores, "b g (r t) s -> b g r t s", t=q.shape[2])
+        weights = scores.masked_fill_(~places.visible, float("-inf")).softmax(-1).to(v.dtype)
+        out = weights.flatten(2, 3) @ v  # [B, G, R * T, d]
+        return self.o_proj(rearrange(out, "b g (r t) d -> b t (g r d)", t=q.shape[2]))
+
+    def _grouped(self, q: Tensor) -> Tensor:
+        """[B, H, T, d] -> [B, G, R * T, d], scaled: the R heads of a group read its keys in one product."""
+        return rearrange(q * self.head_width**-0.5, "b (g r) t d -> b g (r t) d", g=self.num_kv_heads)

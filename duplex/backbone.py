@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from duplex.attention import Attention, RingState
+from duplex.attention import Attention, Places, RingState
 from duplex.config import BackboneConfig
 
 
@@ -36,14 +36,14 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.width, eps=1e-5)
         self.mlp = SwiGLU(config.width, config.ff_width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, places: Places | None = None) -> Tensor:
         """[B, T, D] -> [B, T, D], positions from 0."""
-        x = x + self.self_attn(self.input_layernorm(x))
+        x = x + self.self_attn(self.input_layernorm(x), places)
         return x + self.mlp(self.post_attention_layernorm(x))
 
-    def step(self, x: Tensor, state: RingState) -> Tensor:
+    def step(self, x: Tensor, state: RingState, places: Places | None = None) -> Tensor:
         """[B, T, D] -> [B, T, D], going on from `state`."""
-        x = x + self.self_attn.step(self.input_layernorm(x), state)
+        x = x + self.self_attn.step(self.input_layernorm(x), state, places)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -70,18 +70,26 @@ class Backbone(nn.Module):
             for out in (layer.self_attn.o_proj, layer.mlp.down_proj):
                 out.weight.data.mul_((2 * config.num_layers) ** -0.5)
 
+    @property
+    def _attention(self) -> Attention:
+        return self.layers[0].self_attn  # type: ignore[return-value]  # all layers stand at the same places
+
     def init_state(self, batch: int) -> BackboneState:
         """Empty caches."""
         return BackboneState([layer.self_attn.init_state(batch) for layer in self.layers])
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D], positions from 0."""
+        x = x.to(self.norm.weight.dtype)
+        places = self._attention.whole_places(x.shape[1])
         for layer in self.layers:
-            x = layer(x)
+            x = layer(x, places)
         return self.norm(x)
 
     def step(self, x: Tensor, state: BackboneState) -> Tensor:
         """[B, T, D] -> [B, T, D], going on from `state`."""
+        x = x.to(self.norm.weight.dtype)
+        places = self._attention.step_places(state.layers[0], x.shape[1])
         for layer, ring in zip(self.layers, state.layers, strict=True):
-            x = layer.step(x, ring)
+            x = layer.step(x, ring, places)
         return self.norm(x)

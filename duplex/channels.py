@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -16,6 +18,13 @@ def level_basis(levels: tuple[int, ...]) -> list[int]:
     for level in levels[:-1]:
         basis.append(basis[-1] * level)
     return basis
+
+
+@functools.cache
+def _constant(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """`values` on a device, sent there once: a step copies nothing from the host."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)
 
 
 class TextEmbedding(nn.Module):
@@ -68,7 +77,7 @@ class CodeEmbedding(nn.Module):
         flat = codes.reshape(-1, codes.shape[-1])  # [N, K]
         known = flat >= 0
         book = torch.arange(codes.shape[-1], device=codes.device)
-        starts = torch.tensor([sum(self.levels[:i]) for i in range(len(self.levels))], device=codes.device)
+        starts = _constant(tuple(sum(self.levels[:i]) for i in range(len(self.levels))), codes.device)
         rows = 1 + code_digits(flat.clamp_min(0), self.levels) + starts + (book * sum(self.levels))[:, None]  # [N, K, L]
         rows = torch.where(known[..., None], rows, 0).flatten(1)
         out = nn.functional.embedding_bag(rows, self.level.weight, mode="sum", padding_idx=0)
@@ -80,13 +89,12 @@ class CodeEmbedding(nn.Module):
 
 def code_digits(codes: Tensor, levels: tuple[int, ...]) -> Tensor:
     """Codes [..., K] -> FSQ digits [..., K, L]."""
-    basis = torch.tensor(level_basis(levels), device=codes.device)
-    return codes[..., None] // basis % torch.tensor(levels, device=codes.device)
+    return codes[..., None] // _constant(tuple(level_basis(levels)), codes.device) % _constant(tuple(levels), codes.device)
 
 
 def digits_to_codes(digits: Tensor, levels: tuple[int, ...]) -> Tensor:
     """FSQ digits [..., K, L] -> codes [..., K]."""
-    return (digits * torch.tensor(level_basis(levels), device=digits.device)).sum(-1)
+    return (digits * _constant(tuple(level_basis(levels)), digits.device)).sum(-1)
 
 
 class Fusion(nn.Module):
@@ -129,7 +137,8 @@ class Heads(nn.Module):
 
         In these vectors, to repeat what is heard the backbone only has to carry it to its output.
         """
-        return text_probs[..., Vocab.eos + 1 :] @ self.text.weight[Vocab.eos + 1 :]
+        weight = self.text.weight[Vocab.eos + 1 :]
+        return text_probs[..., Vocab.eos + 1 :].to(weight.dtype) @ weight
 
     def level_logits(self, hidden: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, K, sum(levels)]."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from codec.blocks import CausalStack, StackState
 from codec.mel import LogMel, MelState
-from duplex.attention import Attention, RingState
+from duplex.attention import Attention, Places, RingState
 from duplex.clock import FrameClock
 from duplex.config import FastConformerConfig
 from duplex.encoder import Encoder
@@ -56,8 +56,7 @@ class ConvModule(nn.Module):
         y = nn.functional.glu(self.gate(self.norm(x)))
         joined = torch.cat([state.tail.to(y.dtype), y], 1)
         state.tail.copy_(joined[:, joined.shape[1] - self.kernel + 1 :].detach())
-        taps = [joined[:, i : i + x.shape[1]] * self.depthwise[i] for i in range(self.kernel)]
-        y = torch.stack(taps).sum(0)
+        y = (joined.unfold(1, self.kernel, 1) * self.depthwise.t()).sum(-1)  # [B, T, D, kernel] -> [B, T, D]
         return self.out(nn.functional.silu(self.inner_norm(y)))
 
 
@@ -104,10 +103,10 @@ class ConformerLayer(nn.Module):
         """Nothing before the first frame."""
         return LayerState(self.attention.init_state(batch), self.conv.init_state(batch))
 
-    def step(self, x: Tensor, state: LayerState) -> Tensor:
+    def step(self, x: Tensor, state: LayerState, places: Places | None = None) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
         x = x + 0.5 * self.first(x)
-        x = x + self.attention.step(self.norm(x), state.attention)
+        x = x + self.attention.step(self.norm(x), state.attention, places)
         return self._rest(x, state.conv)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -166,8 +165,9 @@ class CausalFastConformer(Encoder):
         """[B, T * 1280] -> [B, T, width]."""
         mel = (self.mel.step(audio, state.mel) - _MEL_MEAN) / _MEL_STD
         x = self._subsample(mel, state.subsample)
+        places = self.layers[0].attention.step_places(state.layers[0].attention, x.shape[1])  # the same in every layer
         for layer, layer_state in zip(self.layers, state.layers, strict=True):
-            x = layer.step(x, layer_state)
+            x = layer.step(x, layer_state, places)
         return x
 
     def encode_features(self, mel: Tensor, first_frame: int = 0) -> Tensor:
@@ -182,6 +182,6 @@ class CausalFastConformer(Encoder):
         return rearrange(self.ctc(x.to(self.ctc.weight.dtype)), "b t (n c) -> b (t n) c", n=self.config.ctc_per_frame)
 
     def _subsample(self, mel: Tensor, state: StackState) -> Tensor:
-        x = self.embed(rearrange(mel, "b (t n) m -> b t (n m)", n=4))
+        x = self.embed(rearrange(mel.to(self.embed.weight.dtype), "b (t n) m -> b t (n m)", n=4))
         x = self.subsample.step(x, state)
         return self.stack(rearrange(x, "b (t n) d -> b t (n d)", n=2))

@@ -25,7 +25,7 @@ class ModelState:
     backbone: BackboneState
     text: Tensor  # [B] token of this frame, predicted by the last
     codes: Tensor  # [B, K] codes of the last frame
-    silence: Tensor  # [K]
+    silence: Tensor  # [B, K] codes of silence
 
     def reset(self, rows: Tensor) -> None:
         """Start rows afresh; `rows` is a boolean mask [B]. Other rows keep every bit."""
@@ -110,7 +110,7 @@ class DuplexModel(nn.Module):
             self.backbone.init_state(batch),
             torch.full((batch,), Vocab.sil, dtype=torch.long, device=device),
             self.silence_codes.repeat(batch, 1),
-            self.silence_codes,
+            self.silence_codes.repeat(batch, 1),
         )
 
     def forward(

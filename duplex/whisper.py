@@ -70,9 +70,10 @@ class WindowAttention(nn.Module):
         empty = weight.new_zeros(batch, self.num_heads, self.window, weight.shape[0] // self.num_heads)
         return TokenRing(empty, empty.clone(), torch.zeros(batch, dtype=torch.long, device=weight.device))
 
-    def step(self, x: Tensor, state: TokenRing) -> Tensor:
-        """[B, T, D] -> [B, T, D], T a whole number of frames."""
+    def step(self, x: Tensor, state: TokenRing, visible: Tensor | None = None) -> Tensor:
+        """[B, T, D] -> [B, T, D], T a whole number of frames; `visible` is that of `visible(state.seen, T)`."""
         length = x.shape[1]
+        visible = self.visible(state.seen, length) if visible is None else visible
         q, k, v = (rearrange(p(x), "b t (h d) -> b h t d", h=self.num_heads) for p in (self.q_proj, self.k_proj, self.v_proj))
         keys, values = torch.cat([state.keys.to(k.dtype), k], 2), torch.cat([state.values.to(v.dtype), v], 2)  # [B, H, W + T, d]
         block = min(length, self.window)
@@ -81,7 +82,7 @@ class WindowAttention(nn.Module):
             q, keys, values = (nn.functional.pad(t, (0, 0, 0, padding)) for t in (q, keys, values))
         q = rearrange(q, "b h (n t) d -> (b n) h t d", t=block)
         k, v = (self._spans(t, block) for t in (keys, values))
-        out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=self._visible(state.seen, length + padding, block))
+        out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=visible)
         out = rearrange(out, "(b n) h t d -> b (n t) (h d)", b=x.shape[0])[:, :length]
         state.keys.copy_(keys[:, :, length : length + self.window].detach())
         state.values.copy_(values[:, :, length : length + self.window].detach())
@@ -95,8 +96,9 @@ class WindowAttention(nn.Module):
         pieces = rearrange(joined, "b h (n w) d -> b n h w d", w=block)
         return torch.cat([pieces[:, :-1], pieces[:, 1:]], 3).flatten(0, 1)
 
-    def _visible(self, seen: Tensor, length: int, block: int) -> Tensor:
+    def visible(self, seen: Tensor, length: int) -> Tensor:
         """Which of a block's window + block keys each of its queries sees: [B * N, 1, block, window + block]."""
+        block = min(length, self.window)
         query = torch.arange(block, device=seen.device)[:, None]
         key = torch.arange(self.window + block, device=seen.device)[None]
         frame_end = query // TOKENS_PER_FRAME * TOKENS_PER_FRAME + TOKENS_PER_FRAME - 1
@@ -117,9 +119,9 @@ class WhisperLayer(nn.Module):
         self.fc1 = nn.Linear(config.token_width, config.ff_width)
         self.fc2 = nn.Linear(config.ff_width, config.token_width)
 
-    def step(self, x: Tensor, state: TokenRing) -> Tensor:
+    def step(self, x: Tensor, state: TokenRing, visible: Tensor | None = None) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        x = x + self.self_attn.step(self.self_attn_layer_norm(x), state)
+        x = x + self.self_attn.step(self.self_attn_layer_norm(x), state, visible)
         return x + self.fc2(nn.functional.gelu(self.fc1(self.final_layer_norm(x))))
 
 
@@ -190,7 +192,7 @@ class CausalWhisper(Encoder):
         return log_mel / (4 * math.log(10.0)) + 1.0  # (log10 + 4) / 4
 
     def _encode(self, mel: Tensor, state: WhisperState, first_frame: int) -> Tensor:
-        mel = torch.cat([state.features, mel], 1)
+        mel = torch.cat([state.features, mel.to(state.features.dtype)], 1)
         state.features.copy_(mel[:, -2:])
         x = nn.functional.gelu(self.conv1(mel.transpose(1, 2)))  # [B, D, T * 8]
         x = torch.cat([state.convolved.transpose(1, 2).to(x.dtype), x], 2)
@@ -199,6 +201,7 @@ class CausalWhisper(Encoder):
         start = state.layers[0].seen + first_frame * TOKENS_PER_FRAME
         positions = start[:, None] + torch.arange(x.shape[1], device=x.device)
         x = x + position_sinusoids(positions, x.shape[2]).to(x.dtype)
+        visible = self.layers[0].self_attn.visible(state.layers[0].seen, x.shape[1])  # the same in every layer
         for layer, ring in zip(self.layers, state.layers, strict=True):
-            x = layer.step(x, ring)
+            x = layer.step(x, ring, visible)
         return self.stack(rearrange(self.layer_norm(x), "b (t n) d -> b t (n d)", n=TOKENS_PER_FRAME))

@@ -80,7 +80,7 @@ class LateWrap(Attention):
 def test_a_ring_that_wraps_wrongly_is_found(kind: Callable[..., Attention], x: torch.Tensor) -> None:
     torch.manual_seed(0)
     part = kind(16, 4, 2, 100.0, 0, WINDOW)
-    check_chunks(part, x[:, : WINDOW - 1])
+    check_chunks(part, x[:, : WINDOW - 2])
     with pytest.raises(AssertionError, match=f"frames from {0 if kind is OffByOne else WINDOW}"):
         check_past_ring(part, x, WINDOW)
 
