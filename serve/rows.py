@@ -1,4 +1,4 @@
-"""Conversations stepped together: the one frame loop that sessions, batches and benchmarks share."""
+"""Conversations stepped together: the one frame loop that sessions, batches, live calls and benchmarks share."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from codec.model import DecodeState
 from duplex.checkpoint import Speaker
 from duplex.errors import UserError
+from duplex.model import ModelState
 from duplex.sampling import Sampling
 
 
@@ -19,6 +21,18 @@ class RowsOutput:
     text: Tensor  # [B] token written at this frame; its sound is still to come
     codes: Tensor  # [B, K]
     audio: Tensor  # [B, output_samples], -1..1, behind the codes by the codec's delay
+
+    def select(self, rows: Tensor) -> RowsOutput:
+        """Copies of some rows; `rows` are indices [n]."""
+        return RowsOutput(self.text[rows], self.codes[rows], self.audio[rows])
+
+
+def step_frame(
+    speaker: Speaker, audio: Tensor, state: ModelState, voice: DecodeState, sampling: Sampling, generator: torch.Generator | None
+) -> RowsOutput:
+    """The frame loop itself: [B, input_samples] of the users to text, codes and sound of the agent, going on from both states."""
+    out = speaker.model.step(audio, state, sampling, generator)
+    return RowsOutput(out.text, out.codes, speaker.codec.decode_step(out.codes[:, None], voice))
 
 
 class Rows:
@@ -41,8 +55,8 @@ class Rows:
     @torch.inference_mode()
     def step(self, audio: Tensor) -> RowsOutput:
         """One frame of the users, float32 [B, input_samples] at 16 kHz, -1..1."""
-        out = self.speaker.model.step(audio.to(self.speaker.device), self._model_state, self._sampling, self._generator)
-        return RowsOutput(out.text, out.codes, self.speaker.codec.decode_step(out.codes[:, None], self._decode_state))
+        audio = audio.to(self.speaker.device)
+        return step_frame(self.speaker, audio, self._model_state, self._decode_state, self._sampling, self._generator)
 
     @torch.inference_mode()
     def reset(self) -> None:
