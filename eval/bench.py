@@ -1,4 +1,4 @@
-"""`duplex bench step|codec`: how long a frame takes, where the time goes, and the floor that memory sets."""
+"""`duplex bench step|sessions|codec`: how long a frame takes, where the time goes, and the floor that memory sets."""
 
 from __future__ import annotations
 
@@ -12,47 +12,47 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from codec.config import CodecConfig
-from codec.model import Codec
 from duplex.checkpoint import Speaker, load_speaker
 from duplex.cli import run
-from duplex.clock import FRAME_MS, FrameClock
-from duplex.config import BackboneConfig, FastConformerConfig, ModelConfig
+from duplex.clock import FRAME_MS
 from duplex.errors import UserError
-from duplex.model import DuplexModel
+from duplex.presets import PRESETS, cast_weights, random_speaker
 from duplex.sampling import Sampling, sample_codes, sample_text
-from duplex.vocab import Vocab
+from serve.arena import Arena
 from serve.rows import Rows, check_device
 
 WARM_UP_STEPS = 20
+STAGE_STEPS = 300
 COPY_BYTES = 128 * 2**20
-RANDOM = "random:"
-# Shapes to measure without weights: speed does not depend on their values.
-SHAPES = {
-    "pocket": (ModelConfig(), CodecConfig()),
-    "test": (
-        ModelConfig(FastConformerConfig(16, 16, 1, 16, 1, 2), BackboneConfig(16, 1, 2, 2, 32, window_frames=16), 64),
-        CodecConfig(encoder_hop_width=8, encoder_width=16, decoder_width=16, decoder_hop_width=8),
-    ),
-}
+RANDOM = "random:"  # shapes to measure without weights: speed does not depend on their values
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load(preset: str, device: str) -> Speaker:
-    """`pocket`, a checkpoint folder, or `random:pocket` and `random:test`, which are shapes with random weights.
+def load(preset: str, device: str, dtype: torch.dtype = torch.float32, window_frames: int | None = None) -> Speaker:
+    """`pocket`, a checkpoint folder, or `random:NAME`, which is a shape with random weights.
+
+    Args:
+        preset: As said above.
+        device: Where it runs.
+        dtype: Of the model's weights; the codec stays float32.
+        window_frames: Window of the backbone in place of the shape's own; not for a checkpoint.
 
     Raises:
-        UserError: the shape is unknown.
+        UserError: the shape is unknown, or a checkpoint is given with another window.
         CheckpointError: the checkpoint is missing or damaged.
     """
-    if not preset.startswith(RANDOM):
-        return load_speaker(preset, device)
-    name = preset.removeprefix(RANDOM)
-    if name not in SHAPES:
-        raise UserError(f"preset {preset!r} is unknown; use pocket, a checkpoint folder, or {', '.join(RANDOM + n for n in SHAPES)}")
-    model_config, codec_config = SHAPES[name]
-    model, codec = DuplexModel(model_config).eval().to(device), Codec(codec_config).eval().to(device)
-    return Speaker(preset, model, Vocab.train(["a"], 64), codec, FrameClock())
+    if preset.startswith(RANDOM):
+        name = preset.removeprefix(RANDOM)
+        if name not in PRESETS:
+            raise UserError(f"preset {preset!r} is unknown; use pocket, a checkpoint folder, or {', '.join(RANDOM + n for n in PRESETS)}")
+        return random_speaker(name, device, dtype, window_frames)
+    if window_frames is not None:
+        raise UserError(f"--context changes the shape, and {preset} has one already; give a shape such as random:pocket")
+    speaker = load_speaker(preset, device)
+    cast_weights(speaker.model, dtype)
+    return speaker
 
 
 def noise(speaker: Speaker, batch: int) -> Tensor:
@@ -64,29 +64,55 @@ def noise(speaker: Speaker, batch: int) -> Tensor:
 @torch.inference_mode()
 def bench_step(speaker: Speaker, batch: int, num_steps: int) -> dict:
     """Time whole steps, from samples in to samples out; then, in a pass of its own, the stages of a step."""
-    rows, audio = Rows(speaker, batch), noise(speaker, batch)
-    step_ms = timed(lambda: rows.step(audio).audio.cpu(), num_steps)
-    state, decode_state = speaker.model.init_state(batch), speaker.codec.init_decode_state(batch)
-    model, audio, sampling = speaker.model, audio.to(speaker.device), Sampling()
-    user = model.encoder.step(audio, state.encoder)
+    arena, rows, audio = Arena(speaker, batch), range(batch), noise(speaker, batch)
+    step_ms = timed(lambda: arena.step(rows, audio).audio.cpu(), num_steps)
+    with FlopCounterMode(display=False) as flops:
+        Rows(speaker, batch).step(audio)
+    floor = roofline(step_bytes(speaker) + batch * arena.bytes_per_row, speaker.device)
+    return {
+        "step_ms": percentiles(step_ms),
+        "stage_ms": stages_ms(speaker, audio, min(num_steps, STAGE_STEPS)),
+        **floor,
+        "roofline_percent": round(100 * floor["roofline_ms"] / float(np.median(step_ms)), 1),
+        "row_mb": round(arena.bytes_per_row / 1e6, 3),
+        "gflop": round(flops.get_total_flops() / 1e9, 3),
+    }
 
-    def backbone() -> Tensor:
-        return model.backbone.step(model.fuse(user, state.text[:, None], state.codes[:, None]), state.backbone)
 
-    hidden = backbone()
-
-    def heads() -> None:
-        sample_text(model.heads.text_logits(hidden)[:, 0].float(), sampling)
-        sample_codes(model.heads.level_logits(hidden)[:, 0].float(), model.config.levels, sampling)
-
+def stages_ms(speaker: Speaker, audio: Tensor, num_steps: int) -> dict[str, float]:
+    """Median milliseconds of every stage, each by itself; on a GPU each is a graph of its own."""
+    model, sampling, batch = speaker.model, Sampling(), len(audio)
+    state, decode_state, audio = model.init_state(batch), speaker.codec.init_decode_state(batch), audio.to(speaker.device)
+    mel_state, user = model.encoder.mel.init_state(batch), model.encoder.step(audio, state.encoder)
+    fused = model.fuse(user, state.text[:, None], state.codes[:, None])
+    hidden = model.backbone.step(fused, state.backbone)
+    text, levels = model.heads.text_logits(hidden)[:, 0], model.heads.level_logits(hidden)[:, 0]
     stages: dict[str, Callable[[], object]] = {
+        "mel": lambda: model.encoder.mel.step(audio, mel_state),
         "encoder": lambda: model.encoder.step(audio, state.encoder),
-        "backbone": backbone,
-        "heads": heads,
+        "fusion": lambda: model.fuse(user, state.text[:, None], state.codes[:, None]),
+        "backbone": lambda: model.backbone.step(fused, state.backbone),
+        "heads": lambda: (model.heads.text_logits(hidden), model.heads.level_logits(hidden)),
+        "sampling": lambda: (sample_text(text.float(), sampling), sample_codes(levels.float(), model.config.levels, sampling)),
         "codec": lambda: speaker.codec.decode_step(state.codes[:, None], decode_state),
     }
-    stage_ms = {name: round(float(np.median(timed(stage, num_steps, speaker.device))), 3) for name, stage in stages.items()}
-    return {"step_ms": percentiles(step_ms), "stage_ms": stage_ms, **roofline(step_bytes(speaker), speaker.device)}
+    medians = {name: float(np.median(timed(graphed(stage, speaker.device), num_steps, speaker.device))) for name, stage in stages.items()}
+    medians["encoder"] = max(medians["encoder"] - medians["mel"], 0.0)  # the encoder steps its own mel front
+    return {name: round(value, 3) for name, value in medians.items()}
+
+
+def graphed(step: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """On a GPU the step as a CUDA graph, so that its launches are not what is timed."""
+    if device.type != "cuda":
+        return step
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 @torch.inference_mode()
@@ -143,7 +169,7 @@ def roofline(num_bytes: int, device: torch.device, copy_bytes: int | None = None
     gigabytes_per_s = 2 * source.numel() * 4 / best_ms / 1e6
     return {
         "roofline_ms": round(num_bytes / gigabytes_per_s / 1e6, 4),
-        "weight_mb": round(num_bytes / 1e6, 2),
+        "read_mb": round(num_bytes / 1e6, 2),
         "copy_gb_per_s": round(gigabytes_per_s, 1),
     }
 
@@ -152,21 +178,33 @@ def main(argv: list[str]) -> None:
     """Measure and print a table, then one line of JSON.
 
     Raises:
-        UserError: a number out of range, an unknown preset, a device that is not there.
+        UserError: a number out of range, an unknown preset, a device that is not there, a package that is missing.
         CheckpointError: the checkpoint is missing or damaged.
     """
     args = _parser().parse_args(argv)
     check_device(args.device)
-    threads = args.threads or (1 if args.what == "codec" else 2)
-    if min(args.batch, args.steps, threads) < 1:
-        raise UserError(f"--batch {args.batch}, --steps {args.steps}, --threads {threads}: each must be at least 1")
+    threads = (1 if args.what == "codec" else 2) if args.threads is None else args.threads
+    steps = (200 if args.what == "sessions" else 500) if args.steps is None else args.steps
+    if min(args.batch, steps, threads, *args.sessions) < 1 or (args.context is not None and args.context < 1):
+        given = f"--batch {args.batch}, --steps {args.steps}, --threads {threads}, --sessions {args.sessions}, --context {args.context}"
+        raise UserError(f"{given}: each must be at least 1")
     torch.set_num_threads(threads)
-    speaker = load(args.preset, args.device)
-    figures = {"step": bench_step, "codec": bench_codec}[args.what](speaker, args.batch, args.steps)
-    dtype = str(next(speaker.model.parameters()).dtype).removeprefix("torch.")
-    setting = {"bench": args.what, "preset": _name(args.preset), "device": _device(speaker.device), "dtype": dtype}
-    result = {**setting, "batch": args.batch, "threads": threads, "steps": args.steps, **figures}
-    _print_table(result)
+    dtype = DTYPES[args.dtype]
+    setting = {"bench": args.what, "preset": _name(args.preset), "device": _device(torch.device(args.device)), "dtype": args.dtype}
+    speaker = load(args.preset, args.device, dtype, args.context)
+    if args.what == "sessions":
+        from eval.bench_sessions import bench_sessions, print_sessions
+
+        result = {**setting, "threads": threads, "steps": steps, **bench_sessions(speaker, sorted(set(args.sessions)), steps)}
+        print_sessions(result)
+    else:
+        bench = {"step": bench_step, "codec": bench_codec}[args.what]
+        result = {**setting, "batch": args.batch, "threads": threads, "steps": steps, **bench(speaker, args.batch, steps)}
+        if args.peer:
+            from eval.bench_peers import peer_figures
+
+            result |= peer_figures(speaker, args.peer_steps, result["step_ms"]["p50"])
+        _print_table(result)
     print(json.dumps(result))
 
 
@@ -192,25 +230,38 @@ def _print_table(result: dict) -> None:
         for name, value in result["stage_ms"].items():
             table.add_row(f"  {name}", f"{value:.2f}")
     table.add_row("roofline", f"{result['roofline_ms']:.2f}")
+    if "peer_ms" in result:
+        table.add_row(result["peer"], *_cells(result["peer_ms"]))
     console = Console(highlight=False)
     console.print(table)
-    console.print(
-        f"A frame lasts {FRAME_MS} ms. A step reads {result['weight_mb']} MB of weights; a copy runs at {result['copy_gb_per_s']} GB/s."
-    )
+    console.print(f"A frame lasts {FRAME_MS} ms. A step reads {result['read_mb']} MB; a copy runs at {result['copy_gb_per_s']} GB/s.")
 
 
 def _cells(times_ms: dict[str, float]) -> list[str]:
     return [f"{value:.2f}" for value in times_ms.values()]
 
 
+def _sizes(text: str) -> list[int]:
+    return [int(size) for size in text.split(",")]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="duplex bench", description="Measure speed: a table, then one line of JSON.")
-    parser.add_argument("what", choices=("step", "codec"), help="a whole frame of the agent, or the codec alone")
-    parser.add_argument("--preset", default="pocket", help="pocket, a checkpoint folder, or random:pocket (default: %(default)s)")
+    what_help = "a whole frame of the agent, many calls at once, or the codec alone"
+    parser.add_argument("what", choices=("step", "sessions", "codec"), help=what_help)
+    preset_help = f"pocket, a checkpoint folder, or random:NAME with NAME {', '.join(PRESETS)} (default: %(default)s)"
+    parser.add_argument("--preset", default="pocket", help=preset_help)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the model's weights (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=1, help="rows stepped together (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: 2; codec: 1)")
-    parser.add_argument("--steps", type=int, default=500, help="frames measured after the warm-up (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="frames measured after the warm-up (default: 500; sessions: 200)")
+    parser.add_argument("--context", type=int, help="frames that the backbone attends back, for random:NAME (default: the shape's own)")
+    parser.add_argument(
+        "--sessions", type=_sizes, default=[1, 2, 4, 8], help="sessions: numbers of calls, such as 32,64 (default: 1,2,4,8)"
+    )
+    parser.add_argument("--peer", choices=("transformers",), help="step: measure the usual loop at the same size beside it")
+    parser.add_argument("--peer-steps", type=int, default=200, help="frames of the peer (default: %(default)s)")
     return parser
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from duplex.checkpoint import Speaker
 from duplex.cli import main as duplex
-from eval import bench
+from eval import bench, bench_sessions
+from serve.arena import Arena
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +25,8 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("what", "stages", "default"), [("step", {"encoder", "backbone", "heads", "codec"}, 2), ("codec", {"decode", "encode"}, 1)]
+    ("what", "stages", "default"),
+    [("step", {"mel", "encoder", "fusion", "backbone", "heads", "sampling", "codec"}, 2), ("codec", {"decode", "encode"}, 1)],
 )
 def test_the_last_line_is_json(
     tiny_checkpoint: Path, capsys: pytest.CaptureFixture, threads: list[int], what: str, stages: set[str], default: int
@@ -37,7 +40,7 @@ def test_the_last_line_is_json(
     assert list(result["step_ms"]) == ["p50", "p90", "p99", "max"]
     assert list(result["step_ms"].values()) == sorted(result["step_ms"].values()) and result["step_ms"]["p50"] > 0
     assert set(result["stage_ms"]) == stages and all(value > 0 for value in result["stage_ms"].values())
-    assert result["roofline_ms"] > 0 and result["weight_mb"] > 0 and result["copy_gb_per_s"] > 0
+    assert result["roofline_ms"] > 0 and result["read_mb"] > 0 and result["copy_gb_per_s"] > 0
     assert "A frame lasts 80 ms" in out
 
 
@@ -45,6 +48,50 @@ def test_a_shape_needs_no_weights(capsys: pytest.CaptureFixture, threads: list[i
     assert duplex(["bench", "step", "--preset", "random:test", "--steps", "2", "--threads", "1"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["preset"] == "random:test"
     assert threads == [1]
+
+
+def test_a_step_counts_its_work(capsys: pytest.CaptureFixture, threads: list[int]) -> None:
+    shape = ["bench", "step", "--preset", "random:test", "--steps", "2"]
+    assert duplex([*shape, "--batch", "4", "--dtype", "bfloat16"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["dtype"] == "bfloat16" and result["gflop"] > 0 and result["row_mb"] > 0
+    assert 0 < result["roofline_percent"] < 100
+
+
+def test_sessions_are_counted_up_to_the_frame(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    real = bench_sessions._time_full
+
+    def slow_at_four(speaker: Speaker, size: int, num_steps: int) -> tuple[dict[str, float], int]:
+        sizes.append(size)
+        if size == 8:
+            raise torch.OutOfMemoryError
+        step_ms, row_bytes = real(speaker, size, num_steps)
+        return (step_ms | {"p99": 81.0} if size == 4 else step_ms), row_bytes
+
+    monkeypatch.setattr(bench_sessions, "_time_full", slow_at_four)
+    options = ["--preset", "random:test", "--steps", "3", "--sessions", "8,1,16,4,2", "--context", "50"]
+    assert duplex(["bench", "sessions", *options]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert sizes == [1, 2, 4, 8] and [f["sessions"] for f in result["sizes"]] == [1, 2, 4]
+    assert result["most_sessions"] == 2 and result["stopped"] == "out of memory at 8" and result["context_frames"] == 50
+    assert all(f["step_ms"]["p50"] > 0 and f["row_mb"] > 0 for f in result["sizes"])
+
+
+def test_sessions_are_measured_with_their_windows_full() -> None:
+    arena = Arena(bench.load("random:test", "cpu", window_frames=30), 3)
+    bench_sessions.fill(arena)
+    for ring in arena.state.model.backbone.layers:
+        assert ring.keys.shape[2] == 34 and (ring.position > 34).all() and (ring.keys.std(2) > 0.3).all()
+
+
+def test_a_peer_of_the_same_size_is_measured_beside(capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("transformers", exc_type=ImportError)
+    options = ["--preset", "random:test", "--steps", "2", "--peer", "transformers", "--peer-steps", "3"]
+    assert duplex(["bench", "step", *options]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["peer"] == "transformers" and result["peer_ms"]["p50"] > 0
+    assert result["times_as_fast"] == pytest.approx(result["peer_ms"]["p50"] / result["step_ms"]["p50"], abs=0.02)
 
 
 def test_warm_up_is_not_counted() -> None:
@@ -74,6 +121,8 @@ def test_embedding_tables_and_the_training_head_are_not_read() -> None:
         (["--preset", "random:huge"], "preset 'random:huge' is unknown"),
         (["--preset", "nowhere"], "there is no checkpoint 'nowhere'"),
         (["--steps", "0"], "--steps 0"),
+        (["--sessions", "4,0"], "--sessions [4, 0]"),
+        (["--context", "100"], "--context changes the shape"),
         (["--batch", "0"], "--batch 0"),
         (["--device", "tpu"], "device 'tpu' is unknown"),
     ],
