@@ -7,12 +7,17 @@ distance in a session of any length is larger than those of training. `forward` 
 
 from __future__ import annotations
 
+import functools
 import math
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+
+from duplex.joint import JointLinear
 
 
 @dataclass
@@ -63,6 +68,19 @@ def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
+@functools.cache
+def _kernel() -> Callable[..., Tensor] | None:
+    """`ring_attention`, where Triton is installed and can compile, as it is and can beside a torch for CUDA and a C compiler."""
+    try:
+        from duplex.decode_kernel import ring_attention, try_out
+
+        try_out()
+    except Exception as error:  # Triton raises what its compiler, its driver or the C compiler raise
+        warnings.warn(f"Triton does not work here ({error}), so steps take longer; install triton and a C compiler", stacklevel=2)
+        return None
+    return ring_attention
+
+
 class Attention(nn.Module):
     """Grouped-query attention.
 
@@ -81,6 +99,11 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(width, num_kv_heads * self.head_width, bias=False)
         self.v_proj = nn.Linear(width, num_kv_heads * self.head_width, bias=False)
         self.o_proj = nn.Linear(num_heads * self.head_width, width, bias=False)
+        self._joint: JointLinear | None = None
+
+    def join(self) -> None:
+        """See `duplex.joint`."""
+        self._joint = JointLinear(self.q_proj, self.k_proj, self.v_proj)
 
     def init_state(self, batch: int) -> RingState:
         """An empty ring."""
@@ -92,13 +115,16 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, places: Places | None = None) -> Tensor:
         """[B, T, D] -> [B, T, D], positions 0 .. T - 1; `places` are those of `whole_places(T)`."""
         places = places or self.whole_places(x.shape[1])
-        q, k, v = self._project(x)
+        q, k, v = map(self._split, self._project(x))
         return self._attend(q, rotate(k, places.rotation), v, places)
 
     def step(self, x: Tensor, state: RingState, places: Places | None = None) -> Tensor:
         """[B, T, D] -> [B, T, D], going on from `state`; T may not exceed the window. `places` are those of `step_places(state, T)`."""
         places = places or self.step_places(state, x.shape[1])
-        q, k, v = self._project(x)
+        projected = self._project(x)
+        if places.writes_first and self._has_kernel(x):
+            return self._step_kernel(projected, state, places)
+        q, k, v = map(self._split, projected)
         k = rotate(k, places.rotation)
         assert places.slot is not None
         index = places.slot[:, None, :, None].expand_as(k)
@@ -108,6 +134,20 @@ class Attention(nn.Module):
         out = self._attend(q, torch.cat([state.keys, k], 2), torch.cat([state.values, v], 2), places)
         self._write(state, index, k, v)
         return out
+
+    def _has_kernel(self, x: Tensor) -> bool:
+        """Whether `duplex.decode_kernel` can take this step: on a GPU, without gradients, for heads of its sizes."""
+        fits = self.head_width in (16, 32, 64, 128) and self.sink_frames <= 64
+        return fits and x.is_cuda and not torch.is_grad_enabled() and _kernel() is not None
+
+    def _step_kernel(self, projected: tuple[Tensor, ...], state: RingState, places: Places) -> Tensor:
+        kernel = _kernel()
+        assert kernel is not None
+        q, k, v = (t[:, 0] for t in projected)
+        turns = (places.rotation, places.to_sink or places.rotation)
+        out = kernel(q, k, v, state.keys, state.values, state.position, *turns, self.sink_frames)
+        state.position.add_(1)
+        return self.o_proj(out[:, None])
 
     @staticmethod
     def _write(state: RingState, index: Tensor, k: Tensor, v: Tensor) -> None:
@@ -142,9 +182,14 @@ class Attention(nn.Module):
             slot,
         )
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (rearrange(p(x), "b t (h d) -> b h t d", d=self.head_width) for p in (self.q_proj, self.k_proj, self.v_proj))
-        return q, k, v
+    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """[B, T, D] -> queries, keys and values [B, T, heads * d]."""
+        if self._joint and self._joint.ready:
+            return self._joint(x)
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b t (h d) -> b h t d", d=self.head_width)
 
     def _slot_positions(self, seen: Tensor) -> Tensor:
         """[B] -> [B, sink + window] absolute position of every slot, -1 where it is empty."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from duplex.attention import Attention, Places, RingState
 from duplex.config import BackboneConfig
+from duplex.joint import JointLinear
 
 
 class SwiGLU(nn.Module):
@@ -18,10 +19,16 @@ class SwiGLU(nn.Module):
         self.gate_proj = nn.Linear(width, ff_width, bias=False)
         self.up_proj = nn.Linear(width, ff_width, bias=False)
         self.down_proj = nn.Linear(ff_width, width, bias=False)
+        self._joint: JointLinear | None = None
+
+    def join(self) -> None:
+        """See `duplex.joint`."""
+        self._joint = JointLinear(self.gate_proj, self.up_proj)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self._joint(x) if self._joint and self._joint.ready else (self.gate_proj(x), self.up_proj(x))
+        return self.down_proj(nn.functional.silu(gate) * up)
 
 
 class DecoderLayer(nn.Module):

@@ -15,6 +15,7 @@ from codec.checkpoint import CheckpointError, build_config, build_module, load_c
 from codec.model import Codec
 from duplex.clock import FrameClock
 from duplex.config import ENCODER_CONFIGS, BackboneConfig, ModelConfig
+from duplex.joint import join_layers
 from duplex.model import DuplexModel
 from duplex.vocab import Vocab
 
@@ -81,7 +82,9 @@ def load_speaker(name_or_folder: str, device: str = "cpu") -> Speaker:
     model = build_module(DuplexModel, config, folder)
     load_weights(model, folder / "model.safetensors")
     clock = FrameClock(output_hz=codec.config.sample_rate_hz)
-    return Speaker(Path(name_or_folder).name, model.eval().to(device), vocab, codec.eval().to(device), clock)
+    model.eval().to(device)
+    join_layers(model)
+    return Speaker(Path(name_or_folder).name, model, vocab, codec.eval().to(device), clock)
 
 
 def _find(name_or_folder: str) -> Path:

@@ -105,19 +105,19 @@ class ConformerLayer(nn.Module):
 
     def step(self, x: Tensor, state: LayerState, places: Places | None = None) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        x = x + 0.5 * self.first(x)
+        x = torch.add(x, self.first(x), alpha=0.5)
         x = x + self.attention.step(self.norm(x), state.attention, places)
         return self._rest(x, state.conv)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        x = x + 0.5 * self.first(x)
+        x = torch.add(x, self.first(x), alpha=0.5)
         x = x + self.attention(self.norm(x))
         return self._rest(x, self.conv.init_state(x.shape[0]))
 
     def _rest(self, x: Tensor, conv: ConvState) -> Tensor:
         x = x + self.conv.step(x, conv)
-        return self.out_norm(x + 0.5 * self.second(x))
+        return self.out_norm(torch.add(x, self.second(x), alpha=0.5))
 
 
 @dataclass

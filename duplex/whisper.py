@@ -19,6 +19,7 @@ from codec.mel import LogMel, MelState, slaney_filters
 from duplex.clock import FrameClock
 from duplex.config import WhisperConfig
 from duplex.encoder import Encoder
+from duplex.joint import JointLinear
 from duplex.vocab import CTC_SIZE
 
 TOKENS_PER_FRAME = 4
@@ -63,6 +64,11 @@ class WindowAttention(nn.Module):
         self.k_proj = nn.Linear(width, width, bias=False)
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
+        self._joint: JointLinear | None = None
+
+    def join(self) -> None:
+        """See `duplex.joint`."""
+        self._joint = JointLinear(self.q_proj, self.k_proj, self.v_proj)
 
     def init_state(self, batch: int) -> TokenRing:
         """Nothing before the first token."""
@@ -74,7 +80,8 @@ class WindowAttention(nn.Module):
         """[B, T, D] -> [B, T, D], T a whole number of frames; `visible` is that of `visible(state.seen, T)`."""
         length = x.shape[1]
         visible = self.visible(state.seen, length) if visible is None else visible
-        q, k, v = (rearrange(p(x), "b t (h d) -> b h t d", h=self.num_heads) for p in (self.q_proj, self.k_proj, self.v_proj))
+        projected = self._joint(x) if self._joint and self._joint.ready else (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        q, k, v = (rearrange(t, "b t (h d) -> b h t d", h=self.num_heads) for t in projected)
         keys, values = torch.cat([state.keys.to(k.dtype), k], 2), torch.cat([state.values.to(v.dtype), v], 2)  # [B, H, W + T, d]
         block = min(length, self.window)
         padding = -length % block

@@ -18,6 +18,7 @@ from duplex.checkpoint import Speaker, load_speaker
 from duplex.cli import run
 from duplex.clock import FRAME_MS
 from duplex.errors import UserError
+from duplex.joint import join_layers
 from duplex.presets import PRESETS, cast_weights, random_speaker
 from duplex.sampling import Sampling, sample_codes, sample_text
 from serve.arena import Arena
@@ -52,6 +53,7 @@ def load(preset: str, device: str, dtype: torch.dtype = torch.float32, window_fr
         raise UserError(f"--context changes the shape, and {preset} has one already; give a shape such as random:pocket")
     speaker = load_speaker(preset, device)
     cast_weights(speaker.model, dtype)
+    join_layers(speaker.model)
     return speaker
 
 

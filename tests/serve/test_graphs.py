@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from duplex.checkpoint import Speaker
-from duplex.presets import random_speaker
+from duplex.joint import join_layers
+from duplex.presets import cast_weights, random_speaker
 from serve.arena import Arena
 from serve.rows import Rows
 
@@ -30,8 +31,8 @@ def lively(name: str, dtype: torch.dtype, device: str = "cuda") -> Speaker:
     torch.nn.init.normal_(speaker.model.adapter.proj.weight, std=0.15)
     speaker.model.to(device)
     speaker.codec.to(device)
-    for parameter in speaker.model.parameters():
-        parameter.data = parameter.data.to(dtype)
+    cast_weights(speaker.model, dtype)
+    join_layers(speaker.model)
     return speaker
 
 
