@@ -7,10 +7,15 @@ import soxr
 
 
 class StreamResampler:
-    """Mono float32 from one rate to another, piece by piece, in flat memory; what comes out lags a little until `finish`."""
+    """Mono float32 from one rate to another, piece by piece, in flat memory; what comes out lags a little until `finish`.
 
-    def __init__(self, source_hz: int, target_hz: int) -> None:
-        self._stream = soxr.ResampleStream(source_hz, target_hz, 1, dtype="float32") if source_hz != target_hz else None
+    Args:
+        source_hz, target_hz: The rates.
+        live: Lag by a steady 10 to 15 ms, as a conversation wants it, instead of coming in gulps of up to 40 ms.
+    """
+
+    def __init__(self, source_hz: int, target_hz: int, live: bool = False) -> None:
+        self._stream = soxr.ResampleStream(source_hz, target_hz, 1, dtype="float32", vr=live) if source_hz != target_hz else None
 
     def push(self, samples: np.ndarray) -> np.ndarray:
         """[N] in, what is ready out."""
