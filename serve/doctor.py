@@ -18,6 +18,7 @@ from pathlib import Path
 
 from duplex.cli import run
 from duplex.errors import UserError
+from serve.devices import describe
 
 PACKAGES = ("torch", "torchaudio", "transformers", "lightning")
 
@@ -35,7 +36,7 @@ class Probe:
 
 
 def main(argv: list[str]) -> None:
-    """Print versions and the state of torchaudio; with `--mend`, repair it.
+    """Print versions, the sound devices and the state of torchaudio; with `--mend`, repair it.
 
     Raises:
         UserError: something does not import and was not mended.
@@ -49,6 +50,7 @@ def main(argv: list[str]) -> None:
     if not torch.ok:
         raise UserError(f"torch does not import ({torch.error}); install it again with `pip install --force-reinstall torch`")
     print(f"{'CUDA':13}{torch.output or 'none: this torch is CPU-only'}")
+    print(f"{'microphone':13}{describe()}")
     folder = torchaudio_folder()
     if folder is not None:
         check_torchaudio(folder, cpu_only=not torch.output, mend=arguments.mend)
