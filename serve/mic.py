@@ -103,11 +103,11 @@ class Conversation:
         return self._recorder.finish()
 
     def _watch(self, block: Block) -> None:
-        """Warn, once, of a microphone that is switched off or not allowed: real ones are never exactly silent."""
+        """Warn of a microphone that is switched off or not allowed, while it is: real ones are never exactly silent."""
         self._silent_blocks = 0 if block.captured.any() else self._silent_blocks + 1
-        if self._silent_blocks == round(SILENCE_S * 1000 / BLOCK_MS) and not self.monitor.notice:
-            self.monitor.notice = NO_SIGNAL
+        if self._silent_blocks == round(SILENCE_S * 1000 / BLOCK_MS):
             warnings.warn(NO_SIGNAL, stacklevel=2)
+        self.monitor.notice = NO_SIGNAL if self._silent_blocks >= SILENCE_S * 1000 / BLOCK_MS else ""
 
 
 def _opening_frames(exchange: Exchange, clock: FrameClock) -> Iterator[np.ndarray]:

@@ -12,6 +12,7 @@ import soxr
 
 from serve.aec import LEAD_S, STRAYS, Aligner, EchoCanceller
 from serve.devices import Exchange
+from serve.resample import StreamResampler
 from tests.serve.simulated_audio import Room, SimulatedDevice
 
 SAMPLES = Path(__file__).parents[2] / "serve" / "samples"
@@ -76,6 +77,17 @@ def test_a_user_over_the_echo_is_heard() -> None:
     level = [np.sqrt(np.mean(x**2)) for x in (cleaned[4 * 16000 : 5 * 16000], cleaned[5 * 16000 :], said[5 * 16000 :])]
     assert level[0] < 0.02 * level[2], "the echo alone is gone"
     assert level[1] > 0.3 * level[2], "the user is not"
+
+
+@pytest.mark.parametrize(("source_hz", "target_hz"), [(48000, 16000), (44100, 16000), (24000, 48000), (16000, 16000)])
+def test_live_resampling_lags_little_and_steadily(source_hz: int, target_hz: int) -> None:
+    times = np.arange(source_hz) / source_hz
+    stream = StreamResampler(source_hz, target_hz, live=True)
+    out = [stream.push(block) for block in np.sin(2 * np.pi * 440 * times).astype(np.float32).reshape(100, -1)]
+    assert {len(block) for block in out[5:]} == {target_hz // 100}
+    whole = np.concatenate(out)
+    assert target_hz - len(whole) <= 0.015 * target_hz
+    np.testing.assert_allclose(whole[1000:-1000], np.sin(2 * np.pi * 440 * np.arange(len(whole)) / target_hz)[1000:-1000], atol=0.4)
 
 
 def follow(aligner: Aligner, delays_s: np.ndarray, rate_hz: int = 16000) -> np.ndarray:
