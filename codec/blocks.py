@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from codec.linear import Linear
+
 
 @dataclass
 class BlockState:
@@ -26,8 +28,8 @@ class CausalBlock(nn.Module):
         super().__init__()
         self.kernel, self.width = kernel, width
         self.norm = nn.LayerNorm(width)
-        self.inner = nn.Linear(kernel * width, width)
-        self.outer = nn.Linear(width, width)
+        self.inner = Linear(kernel * width, width)
+        self.outer = Linear(width, width)
         self.scale = nn.Parameter(torch.full((width,), 0.5))
 
     def init_state(self, batch: int) -> BlockState:
@@ -41,7 +43,7 @@ class CausalBlock(nn.Module):
             state.tail.copy_(joined[:, joined.shape[1] - self.kernel + 1 :].detach())
         length = x.shape[1]
         unfolded = torch.cat([joined[:, i : i + length] for i in range(self.kernel)], -1)
-        return x + self.scale * self.outer(nn.functional.gelu(self.inner(unfolded)))
+        return torch.addcmul(x, self.scale, self.outer(nn.functional.gelu(self.inner(unfolded))))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D], from zeros."""

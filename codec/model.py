@@ -16,6 +16,7 @@ from vector_quantize_pytorch import FSQ
 
 from codec.blocks import CausalStack, StackState
 from codec.config import CodecConfig
+from codec.linear import Linear
 from codec.mel import LogMel, MelState
 
 
@@ -56,12 +57,12 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.mel = LogMel(config.sample_rate_hz, config.fft_samples, config.hop_samples, config.num_mels)
-        self.embed = nn.Linear(config.num_mels, config.encoder_hop_width)
+        self.embed = Linear(config.num_mels, config.encoder_hop_width)
         self.hop = CausalStack(config.encoder_hop_width, config.encoder_hop_blocks, config.kernel)
-        self.stack = nn.Linear(config.encoder_hop_width * config.hops_per_frame, config.encoder_width)
+        self.stack = Linear(config.encoder_hop_width * config.hops_per_frame, config.encoder_width)
         self.frame = CausalStack(config.encoder_width, config.encoder_blocks, 1)
         self.norm = nn.LayerNorm(config.encoder_width)
-        self.out = nn.Linear(config.encoder_width, config.num_codebooks * len(config.levels))
+        self.out = Linear(config.encoder_width, config.num_codebooks * len(config.levels))
 
     def init_state(self, batch: int) -> EncodeState:
         """Silence before the first sample."""
@@ -84,14 +85,14 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         mid = config.hops_per_frame // 2
-        self.embed = nn.Linear(config.num_codebooks * len(config.levels), config.decoder_width)
+        self.embed = Linear(config.num_codebooks * len(config.levels), config.decoder_width)
         self.frame = CausalStack(config.decoder_width, config.decoder_blocks, config.kernel)
-        self.to_mid = nn.Linear(config.decoder_width, mid * config.decoder_hop_width)
+        self.to_mid = Linear(config.decoder_width, mid * config.decoder_hop_width)
         self.mid = CausalStack(config.decoder_hop_width, config.decoder_mid_blocks, config.kernel)
-        self.to_hop = nn.Linear(config.decoder_hop_width, 2 * config.decoder_hop_width)
+        self.to_hop = Linear(config.decoder_hop_width, 2 * config.decoder_hop_width)
         self.hop = CausalStack(config.decoder_hop_width, config.decoder_hop_blocks, config.kernel)
         self.norm = nn.LayerNorm(config.decoder_hop_width)
-        self.out = nn.Linear(config.decoder_hop_width, 2 * (config.fft_samples // 2 + 1))
+        self.out = Linear(config.decoder_hop_width, 2 * (config.fft_samples // 2 + 1))
         # Hann windows one hop apart sum to fft_overlap_hops / 2.
         self.register_buffer("window", torch.hann_window(config.fft_samples) / (config.fft_overlap_hops / 2), persistent=False)
 
@@ -102,10 +103,9 @@ class Decoder(nn.Module):
 
     def step(self, vectors: Tensor, state: DecodeState) -> Tensor:
         """[B, T, K * len(levels)] -> [B, T * frame_samples]."""
-        mid = self.config.hops_per_frame // 2
         x = self.frame.step(self.embed(vectors), state.frame)
-        x = self.mid.step(rearrange(self.to_mid(x), "b t (m d) -> b (t m) d", m=mid), state.mid)
-        x = self.hop.step(rearrange(self.to_hop(x), "b t (m d) -> b (t m) d", m=2), state.hop)
+        x = self.mid.step(self.to_mid(x).reshape(len(x), -1, self.config.decoder_hop_width), state.mid)
+        x = self.hop.step(self.to_hop(x).reshape(len(x), -1, self.config.decoder_hop_width), state.hop)
         magnitude, phase = self.out(self.norm(x)).float().chunk(2, -1)
         spectrum = torch.polar(magnitude.clamp_max(6.0).exp(), phase)
         windows = torch.fft.irfft(spectrum, self.config.fft_samples) * self.window  # [B, n, fft]

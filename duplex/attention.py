@@ -14,10 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
-from duplex.joint import JointLinear
+from codec.linear import Linear, Product
 
 
 @dataclass
@@ -44,7 +43,7 @@ class Places:
 
     rotation: tuple[Tensor, Tensor]  # cos and sin for `rotate`, [B or 1, 1, T, d]
     to_sink: tuple[Tensor, Tensor] | None  # the same towards sink keys; None without a sink
-    visible: Tensor  # [B or 1, 1, 1, T, S]
+    hidden: Tensor  # [B or 1, 1, 1, T, S] where a query does not see a key
     slot: Tensor | None  # [B, T] where a step writes its keys
 
     @property
@@ -98,12 +97,12 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(width, num_heads * self.head_width, bias=False)
         self.k_proj = nn.Linear(width, num_kv_heads * self.head_width, bias=False)
         self.v_proj = nn.Linear(width, num_kv_heads * self.head_width, bias=False)
-        self.o_proj = nn.Linear(num_heads * self.head_width, width, bias=False)
-        self._joint: JointLinear | None = None
+        self.o_proj = Linear(num_heads * self.head_width, width, bias=False)
+        self._product: Product | None = None
 
-    def join(self) -> None:
-        """See `duplex.joint`."""
-        self._joint = JointLinear(self.q_proj, self.k_proj, self.v_proj)
+    def pack(self) -> None:
+        """See `codec.linear`."""
+        self._product = Product(self.q_proj, self.k_proj, self.v_proj)
 
     def init_state(self, batch: int) -> RingState:
         """An empty ring."""
@@ -178,18 +177,19 @@ class Attention(nn.Module):
         return Places(
             rotation(q_position, self.head_width, self.theta, dtype),
             rotation(capped, self.head_width, self.theta, dtype) if self.sink_frames else None,
-            visible[:, None, None],
+            ~visible[:, None, None],
             slot,
         )
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
         """[B, T, D] -> queries, keys and values [B, T, heads * d]."""
-        if self._joint and self._joint.ready:
-            return self._joint(x)
+        if self._product and self._product.ready:
+            return self._product.split(x)
         return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
     def _split(self, x: Tensor) -> Tensor:
-        return rearrange(x, "b t (h d) -> b h t d", d=self.head_width)
+        """[B, T, heads * d] -> [B, heads, T, d]."""
+        return x.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
 
     def _slot_positions(self, seen: Tensor) -> Tensor:
         """[B] -> [B, sink + window] absolute position of every slot, -1 where it is empty."""
@@ -206,11 +206,11 @@ class Attention(nn.Module):
             # Sink keys stand first, both in the ring and in the full pass; step's new keys may be sink keys too, uncapped.
             first = k[:, :, : self.sink_frames]
             scores[..., : first.shape[2]] = self._grouped(rotate(q, places.to_sink)) @ first.transpose(-1, -2)
-        scores = rearrange(scores, "b g (r t) s -> b g r t s", t=q.shape[2])
-        weights = scores.masked_fill_(~places.visible, float("-inf")).softmax(-1).to(v.dtype)
+        scores = scores.unflatten(2, (-1, q.shape[2]))  # [B, G, R, T, S]
+        weights = scores.masked_fill_(places.hidden, float("-inf")).softmax(-1).to(v.dtype)
         out = weights.flatten(2, 3) @ v  # [B, G, R * T, d]
-        return self.o_proj(rearrange(out, "b g (r t) d -> b t (g r d)", t=q.shape[2]))
+        return self.o_proj(out.reshape(q.shape).transpose(1, 2).flatten(2))
 
     def _grouped(self, q: Tensor) -> Tensor:
         """[B, H, T, d] -> [B, G, R * T, d], scaled: the R heads of a group read its keys in one product."""
-        return rearrange(q * self.head_width**-0.5, "b (g r) t d -> b g (r t) d", g=self.num_kv_heads)
+        return (q * self.head_width**-0.5).reshape(q.shape[0], self.num_kv_heads, -1, self.head_width)

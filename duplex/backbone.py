@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from codec.linear import Linear, Product
 from duplex.attention import Attention, Places, RingState
 from duplex.config import BackboneConfig
-from duplex.joint import JointLinear
 
 
 class SwiGLU(nn.Module):
@@ -18,16 +18,16 @@ class SwiGLU(nn.Module):
         super().__init__()
         self.gate_proj = nn.Linear(width, ff_width, bias=False)
         self.up_proj = nn.Linear(width, ff_width, bias=False)
-        self.down_proj = nn.Linear(ff_width, width, bias=False)
-        self._joint: JointLinear | None = None
+        self.down_proj = Linear(ff_width, width, bias=False)
+        self._product: Product | None = None
 
-    def join(self) -> None:
-        """See `duplex.joint`."""
-        self._joint = JointLinear(self.gate_proj, self.up_proj)
+    def pack(self) -> None:
+        """See `codec.linear`."""
+        self._product = Product(self.gate_proj, self.up_proj)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        gate, up = self._joint(x) if self._joint and self._joint.ready else (self.gate_proj(x), self.up_proj(x))
+        gate, up = self._product.split(x) if self._product and self._product.ready else (self.gate_proj(x), self.up_proj(x))
         return self.down_proj(nn.functional.silu(gate) * up)
 
 

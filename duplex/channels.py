@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
+from codec.linear import Linear, Product
 from duplex.config import ModelConfig
 from duplex.vocab import MAX_CHARS, Vocab
 
@@ -124,9 +124,14 @@ class Heads(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.levels, self.num_codebooks = config.levels, config.num_codebooks
-        self.text = nn.Linear(config.backbone.width, config.vocab_size, bias=False)
-        self.level = nn.Linear(config.backbone.width, config.num_codebooks * config.num_levels)
+        self.text = Linear(config.backbone.width, config.vocab_size, bias=False)
+        self.level = Linear(config.backbone.width, config.num_codebooks * config.num_levels)
         nn.init.normal_(self.text.weight, std=0.02)
+        self._spoken: Product | None = None
+
+    def pack(self) -> None:
+        """See `codec.linear`."""
+        self._spoken = Product(self.text, backwards=True)
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, V]."""
@@ -137,9 +142,12 @@ class Heads(nn.Module):
 
         In these vectors, to repeat what is heard the backbone only has to carry it to its output.
         """
-        weight = self.text.weight[Vocab.eos + 1 :]
-        return text_probs[..., Vocab.eos + 1 :].to(weight.dtype) @ weight
+        weight, first = self.text.weight, Vocab.eos + 1
+        words = text_probs[..., first:].to(weight.dtype)
+        if self._spoken is not None and self._spoken.ready:
+            return self._spoken(nn.functional.pad(words, (first, 0)))
+        return words @ weight[first:]
 
     def level_logits(self, hidden: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, K, sum(levels)]."""
-        return rearrange(self.level(hidden), "b t (k l) -> b t k l", k=self.num_codebooks)
+        return self.level(hidden).unflatten(-1, (self.num_codebooks, sum(self.levels)))

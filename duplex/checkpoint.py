@@ -12,10 +12,10 @@ import yaml
 from safetensors.torch import save
 
 from codec.checkpoint import CheckpointError, build_config, build_module, load_codec, load_weights, save_codec
+from codec.linear import pack_layers
 from codec.model import Codec
 from duplex.clock import FrameClock
 from duplex.config import ENCODER_CONFIGS, BackboneConfig, ModelConfig
-from duplex.joint import join_layers
 from duplex.model import DuplexModel
 from duplex.vocab import Vocab
 
@@ -82,9 +82,9 @@ def load_speaker(name_or_folder: str, device: str = "cpu") -> Speaker:
     model = build_module(DuplexModel, config, folder)
     load_weights(model, folder / "model.safetensors")
     clock = FrameClock(output_hz=codec.config.sample_rate_hz)
-    model.eval().to(device)
-    join_layers(model)
-    return Speaker(Path(name_or_folder).name, model, vocab, codec.eval().to(device), clock)
+    for part in (model, codec):
+        pack_layers(part.eval().to(device))
+    return Speaker(Path(name_or_folder).name, model, vocab, codec, clock)
 
 
 def _find(name_or_folder: str) -> Path:

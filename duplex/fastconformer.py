@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from codec.blocks import CausalStack, StackState
+from codec.linear import Linear
 from codec.mel import LogMel, MelState
 from duplex.attention import Attention, Places, RingState
 from duplex.clock import FrameClock
@@ -42,10 +43,10 @@ class ConvModule(nn.Module):
         super().__init__()
         self.kernel, self.width = kernel, width
         self.norm = nn.LayerNorm(width)
-        self.gate = nn.Linear(width, 2 * width)
+        self.gate = Linear(width, 2 * width)
         self.depthwise = nn.Parameter(torch.randn(kernel, width) * kernel**-0.5)
         self.inner_norm = nn.LayerNorm(width)
-        self.out = nn.Linear(width, width)
+        self.out = Linear(width, width)
 
     def init_state(self, batch: int) -> ConvState:
         """Zeros before the first frame."""
@@ -66,8 +67,8 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, mult: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.inner = nn.Linear(width, mult * width)
-        self.outer = nn.Linear(mult * width, width)
+        self.inner = Linear(width, mult * width)
+        self.outer = Linear(mult * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
@@ -146,11 +147,11 @@ class CausalFastConformer(Encoder):
         self.config, self.width = config, config.width
         clock = FrameClock()
         self.mel = LogMel(clock.input_hz, 400, clock.input_samples // _HOPS, config.num_mels)
-        self.embed = nn.Linear(4 * config.num_mels, config.subsample_width)
+        self.embed = Linear(4 * config.num_mels, config.subsample_width)
         self.subsample = CausalStack(config.subsample_width, config.subsample_blocks, 3)
-        self.stack = nn.Linear(2 * config.subsample_width, config.width)
+        self.stack = Linear(2 * config.subsample_width, config.width)
         self.layers = nn.ModuleList(ConformerLayer(config) for _ in range(config.num_layers))
-        self.ctc = nn.Linear(config.width, config.ctc_per_frame * CTC_SIZE)
+        self.ctc = Linear(config.width, config.ctc_per_frame * CTC_SIZE)
 
     def init_state(self, batch: int) -> FastConformerState:
         """Silence before the first sample."""

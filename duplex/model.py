@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from codec.linear import Linear
 from duplex.backbone import Backbone, BackboneState
 from duplex.channels import Fusion, Heads
 from duplex.config import FastConformerConfig, ModelConfig, WhisperConfig
@@ -67,7 +68,7 @@ class Adapter(nn.Module):
     def __init__(self, width: int, out_width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.proj = nn.Linear(width, out_width)
+        self.proj = Linear(width, out_width)
         nn.init.zeros_(self.proj.weight)
         nn.init.zeros_(self.proj.bias)
 
@@ -91,7 +92,7 @@ class DuplexModel(nn.Module):
         self.config = config
         self.encoder = build_encoder(config.encoder)
         self.adapter = Adapter(config.encoder.width, config.backbone.width)
-        self.recognizer = nn.Linear(config.encoder.width, config.vocab_size) if config.heard_channel else None
+        self.recognizer = Linear(config.encoder.width, config.vocab_size) if config.heard_channel else None
         self.fusion = Fusion(config)
         self.backbone = Backbone(config.backbone)
         self.heads = Heads(config)

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from codec.config import CodecConfig
+from codec.linear import pack_layers
 from codec.model import Codec
 from duplex.checkpoint import Speaker
 from duplex.clock import FrameClock
 from duplex.config import BackboneConfig, FastConformerConfig, ModelConfig, WhisperConfig
-from duplex.joint import join_layers
 from duplex.model import DuplexModel
 from duplex.vocab import Vocab
 
@@ -61,7 +61,8 @@ def random_speaker(
     with torch.device(device):
         model, codec = DuplexModel(config).eval(), Codec(codec_config).eval()
     cast_weights(model, dtype)
-    join_layers(model)
+    for part in (model, codec):
+        pack_layers(part)
     vocab = Vocab.train(["a"], 64)
     return Speaker(f"random:{name}", model, vocab, codec, FrameClock(output_hz=codec_config.sample_rate_hz))
 

@@ -15,11 +15,11 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from codec.linear import Linear, Product
 from codec.mel import LogMel, MelState, slaney_filters
 from duplex.clock import FrameClock
 from duplex.config import WhisperConfig
 from duplex.encoder import Encoder
-from duplex.joint import JointLinear
 from duplex.vocab import CTC_SIZE
 
 TOKENS_PER_FRAME = 4
@@ -63,12 +63,12 @@ class WindowAttention(nn.Module):
         self.q_proj = nn.Linear(width, width)
         self.k_proj = nn.Linear(width, width, bias=False)
         self.v_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
-        self._joint: JointLinear | None = None
+        self.out_proj = Linear(width, width)
+        self._product: Product | None = None
 
-    def join(self) -> None:
-        """See `duplex.joint`."""
-        self._joint = JointLinear(self.q_proj, self.k_proj, self.v_proj)
+    def pack(self) -> None:
+        """See `codec.linear`."""
+        self._product = Product(self.q_proj, self.k_proj, self.v_proj)
 
     def init_state(self, batch: int) -> TokenRing:
         """Nothing before the first token."""
@@ -80,14 +80,15 @@ class WindowAttention(nn.Module):
         """[B, T, D] -> [B, T, D], T a whole number of frames; `visible` is that of `visible(state.seen, T)`."""
         length = x.shape[1]
         visible = self.visible(state.seen, length) if visible is None else visible
-        projected = self._joint(x) if self._joint and self._joint.ready else (self.q_proj(x), self.k_proj(x), self.v_proj(x))
-        q, k, v = (rearrange(t, "b t (h d) -> b h t d", h=self.num_heads) for t in projected)
+        projected = self._product.split(x) if self._product and self._product.ready else (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in projected)  # [B, H, T, d]
         keys, values = torch.cat([state.keys.to(k.dtype), k], 2), torch.cat([state.values.to(v.dtype), v], 2)  # [B, H, W + T, d]
         block = min(length, self.window)
         padding = -length % block
         if padding:
             q, keys, values = (nn.functional.pad(t, (0, 0, 0, padding)) for t in (q, keys, values))
-        q = rearrange(q, "b h (n t) d -> (b n) h t d", t=block)
+        if length > block:
+            q = rearrange(q, "b h (n t) d -> (b n) h t d", t=block)
         k, v = (self._spans(t, block) for t in (keys, values))
         out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=visible)
         out = rearrange(out, "(b n) h t d -> b (n t) (h d)", b=x.shape[0])[:, :length]
@@ -115,6 +116,23 @@ class WindowAttention(nn.Module):
         return (near & exists[:, :, None]).flatten(0, 1)[:, None]
 
 
+class TimeConv(nn.Conv1d):
+    """`nn.Conv1d` that `pack_layers` can lay out for inference, as a product over unfolded inputs."""
+
+    _product: Product | None = None
+
+    def pack(self) -> None:
+        """See `codec.linear`."""
+        self._product = Product(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, D, T] -> [B, D', T'], without padding."""
+        if self._product is None or not self._product.ready:
+            return super().forward(x)
+        spans = x.unfold(2, self.kernel_size[0], self.stride[0])  # [B, D, T', kernel]
+        return self._product(rearrange(spans, "b d t k -> b t (d k)")).transpose(1, 2)
+
+
 class WhisperLayer(nn.Module):
     """Pre-norm attention and feed-forward, as in Whisper."""
 
@@ -123,8 +141,8 @@ class WhisperLayer(nn.Module):
         self.self_attn_layer_norm = nn.LayerNorm(config.token_width)
         self.self_attn = WindowAttention(config.token_width, config.num_heads, config.window_tokens)
         self.final_layer_norm = nn.LayerNorm(config.token_width)
-        self.fc1 = nn.Linear(config.token_width, config.ff_width)
-        self.fc2 = nn.Linear(config.ff_width, config.token_width)
+        self.fc1 = Linear(config.token_width, config.ff_width)
+        self.fc2 = Linear(config.ff_width, config.token_width)
 
     def step(self, x: Tensor, state: TokenRing, visible: Tensor | None = None) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
@@ -161,12 +179,12 @@ class CausalWhisper(Encoder):
         clock, fft = FrameClock(), 400
         filters = slaney_filters(fft // 2 + 1, clock.input_hz, config.num_mels)
         self.mel = LogMel(clock.input_hz, fft, clock.input_samples // _HOPS, config.num_mels, _MEL_FLOOR, filters)
-        self.conv1 = nn.Conv1d(config.num_mels, config.token_width, 3)
-        self.conv2 = nn.Conv1d(config.token_width, config.token_width, 3, stride=2)
+        self.conv1 = TimeConv(config.num_mels, config.token_width, 3)
+        self.conv2 = TimeConv(config.token_width, config.token_width, 3, stride=2)
         self.layers = nn.ModuleList(WhisperLayer(config) for _ in range(config.num_layers))
         self.layer_norm = nn.LayerNorm(config.token_width)
-        self.stack = nn.Linear(TOKENS_PER_FRAME * config.token_width, config.width)
-        self.ctc = nn.Linear(config.width, config.ctc_per_frame * CTC_SIZE)
+        self.stack = Linear(TOKENS_PER_FRAME * config.token_width, config.width)
+        self.ctc = Linear(config.width, config.ctc_per_frame * CTC_SIZE)
 
     def init_state(self, batch: int) -> WhisperState:
         """Nothing before the first sample."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from codec.linear import pack_layers
 from duplex.checkpoint import Speaker, load_speaker
 from duplex.cli import run
 from duplex.clock import FRAME_MS
 from duplex.errors import UserError
-from duplex.joint import join_layers
 from duplex.presets import PRESETS, cast_weights, random_speaker
 from duplex.sampling import Sampling, sample_codes, sample_text
 from serve.arena import Arena
@@ -53,7 +54,7 @@ def load(preset: str, device: str, dtype: torch.dtype = torch.float32, window_fr
         raise UserError(f"--context changes the shape, and {preset} has one already; give a shape such as random:pocket")
     speaker = load_speaker(preset, device)
     cast_weights(speaker.model, dtype)
-    join_layers(speaker.model)
+    pack_layers(speaker.model)
     return speaker
 
 
@@ -68,7 +69,8 @@ def bench_step(speaker: Speaker, batch: int, num_steps: int) -> dict:
     """Time whole steps, from samples in to samples out; then, in a pass of its own, the stages of a step."""
     arena, rows, audio = Arena(speaker, batch), range(batch), noise(speaker, batch)
     step_ms = timed(lambda: arena.step(rows, audio).audio.cpu(), num_steps)
-    with FlopCounterMode(display=False) as flops:
+    packed = {torch.ops.quantized.linear_dynamic_fp16: _packed_flops}
+    with FlopCounterMode(display=False, custom_mapping=packed) as flops:
         Rows(speaker, batch).step(audio)
     floor = roofline(step_bytes(speaker) + batch * arena.bytes_per_row, speaker.device)
     return {
@@ -77,8 +79,13 @@ def bench_step(speaker: Speaker, batch: int, num_steps: int) -> dict:
         **floor,
         "roofline_percent": round(100 * floor["roofline_ms"] / float(np.median(step_ms)), 1),
         "row_mb": round(arena.bytes_per_row / 1e6, 3),
-        "gflop": round(flops.get_total_flops() / 1e9, 3),
+        "gflop": round(flops.get_total_flops() / 1e9, 6),
     }
+
+
+def _packed_flops(x_shape: Sequence[int], *args: object, out_shape: Sequence[int], **kwargs: object) -> int:
+    """Of one product of `codec.linear.Product`."""
+    return 2 * x_shape[-1] * math.prod(out_shape)
 
 
 def stages_ms(speaker: Speaker, audio: Tensor, num_steps: int) -> dict[str, float]:

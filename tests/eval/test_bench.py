@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from codec.linear import pack_layers
 from duplex.checkpoint import Speaker
 from duplex.cli import main as duplex
 from eval import bench, bench_sessions
@@ -56,6 +57,16 @@ def test_a_step_counts_its_work(capsys: pytest.CaptureFixture, threads: list[int
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["dtype"] == "bfloat16" and result["gflop"] > 0 and result["row_mb"] > 0
     assert 0 < result["roofline_percent"] < 100
+
+
+@torch.inference_mode()
+def test_packed_products_are_counted_like_others() -> None:
+    speaker = bench.load("random:test", "cpu")
+    plain = bench.bench_step(speaker, 2, 1)["gflop"]
+    for part in (speaker.model, speaker.codec):
+        pack_layers(part.half().float())
+    assert speaker.model.heads.level._product._packed is not None
+    assert bench.bench_step(speaker, 2, 1)["gflop"] == pytest.approx(plain, rel=0.05) and plain > 0
 
 
 def test_sessions_are_counted_up_to_the_frame(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

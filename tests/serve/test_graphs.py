@@ -7,8 +7,8 @@ import random
 import pytest
 import torch
 
+from codec.linear import pack_layers
 from duplex.checkpoint import Speaker
-from duplex.joint import join_layers
 from duplex.presets import cast_weights, random_speaker
 from serve.arena import Arena
 from serve.rows import Rows
@@ -32,7 +32,7 @@ def lively(name: str, dtype: torch.dtype, device: str = "cuda") -> Speaker:
     speaker.model.to(device)
     speaker.codec.to(device)
     cast_weights(speaker.model, dtype)
-    join_layers(speaker.model)
+    pack_layers(speaker.model)
     return speaker
 
 
