@@ -42,6 +42,7 @@ class Aligner:
         self._rate_hz = rate_hz
         self._history = np.zeros(round(MAX_DELAY_S * rate_hz) + rate_hz // 10, np.float32)
         self._delay, self._drift = 0.0, 0.0  # samples, samples a sample
+        self._lead_s = LEAD_S
         self._strays: list[float] = []
         self.jumps = 0
 
@@ -64,17 +65,18 @@ class Aligner:
         self._delay = min(max(self._delay + self._drift * size, 0.0), MAX_DELAY_S * self._rate_hz)
         if not (math.isfinite(delay_s) and 0 < delay_s < MAX_DELAY_S):
             return False
-        measured = max(delay_s - LEAD_S, 0.0) * self._rate_hz
-        error = measured - self._delay
+        error = (delay_s - self._lead_s) * self._rate_hz - self._delay
         if self.jumps and abs(error) < JUMP_S * self._rate_hz:
             self._strays.clear()
             self._delay = max(self._delay + SETTLE * error, 0.0)
             self._drift = min(max(self._drift + LEARN * error / size, -MAX_DRIFT), MAX_DRIFT)
             return False
-        self._strays.append(measured)
+        self._strays.append(delay_s)
         if len(self._strays) < STRAYS:
             return False
-        self._delay = float(np.median(self._strays))
+        settled_s = float(np.median(self._strays))
+        self._lead_s = min(LEAD_S, settled_s / 2)  # a short delay leaves room both ways, for drift
+        self._delay = (settled_s - self._lead_s) * self._rate_hz
         self._strays.clear()
         self.jumps += 1
         return True

