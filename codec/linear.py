@@ -42,6 +42,11 @@ class Product:
                 self._stamps.append((layer._parameters, name, parameter.data_ptr(), version))
 
     @property
+    def packed_weights(self) -> list[Tensor]:
+        """The layers' weights, where they are packed."""
+        return [] if self._packed is None else [owner["weight"] for owner, name, *_ in self._stamps if name == "weight"]  # type: ignore[misc]
+
+    @property
     def ready(self) -> bool:
         """Whether a call gives what the layers would give."""
         if torch.is_grad_enabled():
@@ -88,6 +93,12 @@ class Linear(nn.Linear):
         """[..., in_features] -> [..., out_features]."""
         product = self._product
         return product(x) if product is not None and product.ready else super().forward(x)
+
+
+def packed_weights(module: nn.Module) -> list[Tensor]:
+    """The weights of `module` that a step reads in float16."""
+    products = [getattr(part, "_product", None) for part in module.modules()]
+    return [weight for product in products if product is not None for weight in product.packed_weights]
 
 
 def pack_layers(module: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -103,6 +104,15 @@ class DuplexModel(nn.Module):
         """Frames of the user that must be heard before a frame of the agent can be said."""
         return self.encoder.look_ahead_frames
 
+    @property
+    def num_draws(self) -> int:
+        """Random numbers that a frame of one row takes where everything is drawn: one for its text and one for each FSQ digit."""
+        return 1 + math.prod(self._code_draws)
+
+    @property
+    def _code_draws(self) -> tuple[int, int]:
+        return self.config.num_codebooks, len(self.config.levels)
+
     def init_state(self, batch: int) -> ModelState:
         """Fresh rows."""
         device = self.silence_codes.device
@@ -147,15 +157,20 @@ class DuplexModel(nn.Module):
         generator: torch.Generator | None = None,
         forced_text: Tensor | None = None,
         forced_codes: Tensor | None = None,
+        uniforms: Tensor | None = None,
     ) -> StepOutput:
-        """One frame: audio [B, 1280]. Forced tokens ([B], [B, K]) replace the sampled ones."""
+        """One frame: audio [B, 1280].
+
+        Forced tokens ([B], [B, K]) replace the sampled ones; `uniforms` [B, num_draws], 0 <= u < 1, draws from the generator.
+        """
         encoded = self.encoder.step(audio, state.encoder)
         hidden = self.backbone.step(self.fuse(encoded, state.text[:, None], state.codes[:, None]), state.backbone)
         logits = Logits(self.heads.text_logits(hidden), self.heads.level_logits(hidden))
-        text = sample_text(logits.text[:, 0].float(), sampling, generator) if forced_text is None else forced_text
+        of_text, of_codes = (None, None) if uniforms is None else (uniforms[:, 0], uniforms[:, 1:].unflatten(1, self._code_draws))
+        text = sample_text(logits.text[:, 0].float(), sampling, generator, of_text) if forced_text is None else forced_text
         codes = forced_codes
         if codes is None:
-            codes = sample_codes(logits.levels[:, 0].float(), self.config.levels, sampling, generator)
+            codes = sample_codes(logits.levels[:, 0].float(), self.config.levels, sampling, generator, of_codes)
         state.text.copy_(text)
         state.codes.copy_(codes)
         return StepOutput(text, codes, logits)

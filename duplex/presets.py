@@ -60,7 +60,10 @@ def random_speaker(
         config = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, window_frames=window_frames))
     with torch.device(device):
         model, codec = DuplexModel(config).eval(), Codec(codec_config).eval()
+    for part in (model, codec):
+        cast_weights(part, torch.float16)  # what a checkpoint holds
     cast_weights(model, dtype)
+    cast_weights(codec, torch.float32)
     for part in (model, codec):
         pack_layers(part)
     vocab = Vocab.train(["a"], 64)

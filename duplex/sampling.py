@@ -1,4 +1,4 @@
-"""From logits to tokens: greedy by default, else temperature and top-p from an explicit generator."""
+"""From logits to tokens: greedy by default, else temperature and top-p from an explicit generator, or from numbers it drew before."""
 
 from __future__ import annotations
 
@@ -30,9 +30,14 @@ class Sampling:
     eagerness: float = 0.0
     yielding: float = 0.0
 
+    @property
+    def draws(self) -> bool:
+        """Whether anything is left to chance."""
+        return self.text_temperature > 0 or self.code_temperature > 0
 
-def sample_text(logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
-    """[B, V] -> [B]."""
+
+def sample_text(logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None, uniforms: Tensor | None = None) -> Tensor:
+    """[B, V] -> [B]. `uniforms` [B], 0 <= u < 1, stand for draws from the generator: a row's token then depends on its own alone."""
     if sampling.eagerness or sampling.yielding:
         logits = logits.clone()
         logits[:, Vocab.bos] += sampling.eagerness
@@ -44,19 +49,33 @@ def sample_text(logits: Tensor, sampling: Sampling, generator: torch.Generator |
         ordered, order = probs.sort(-1, descending=True)
         ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered > sampling.text_top_p, 0.0)
         probs = torch.zeros_like(probs).scatter(-1, order, ordered)
-    return torch.multinomial(probs, 1, generator=generator)[:, 0]
+    return _draw(probs, generator, uniforms)
 
 
-def sample_codes(logits: Tensor, levels: tuple[int, ...], sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
-    """Level logits [B, K, sum(levels)] -> codes [B, K]."""
+def sample_codes(
+    logits: Tensor,
+    levels: tuple[int, ...],
+    sampling: Sampling,
+    generator: torch.Generator | None = None,
+    uniforms: Tensor | None = None,
+) -> Tensor:
+    """Level logits [B, K, sum(levels)] -> codes [B, K]. `uniforms` are [B, K, L], as of `sample_text`."""
     digits = []
-    for part in logits.split(list(levels), -1):
+    for i, part in enumerate(logits.split(list(levels), -1)):
         if sampling.code_temperature > 0:
             probs = (part / sampling.code_temperature).softmax(-1)
-            digit = torch.multinomial(probs.flatten(0, 1), 1, generator=generator).view(part.shape[:-1])
+            digit = _draw(probs, generator, None if uniforms is None else uniforms[..., i])
         elif sampling.code_mean:
             digit = (part.softmax(-1) * torch.arange(part.shape[-1], device=part.device)).sum(-1).round().long()
         else:
             digit = part.argmax(-1)
         digits.append(digit)
     return digits_to_codes(torch.stack(digits, -1), levels)
+
+
+def _draw(probs: Tensor, generator: torch.Generator | None, uniforms: Tensor | None) -> Tensor:
+    """Probabilities [..., N] -> indices [...]; of uniforms [...], the places at which their running sum passes them."""
+    if uniforms is None:
+        return torch.multinomial(probs.flatten(0, -2), 1, generator=generator).view(probs.shape[:-1])
+    total = probs.double().cumsum(-1)
+    return (total <= uniforms[..., None] * total[..., -1:]).sum(-1)

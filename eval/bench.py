@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from codec.linear import pack_layers
+from codec.linear import pack_layers, packed_weights
 from duplex.checkpoint import Speaker, load_speaker
 from duplex.cli import run
 from duplex.clock import FRAME_MS
@@ -77,7 +77,7 @@ def bench_step(speaker: Speaker, batch: int, num_steps: int) -> dict:
         "step_ms": percentiles(step_ms),
         "stage_ms": stages_ms(speaker, audio, min(num_steps, STAGE_STEPS)),
         **floor,
-        "roofline_percent": round(100 * floor["roofline_ms"] / float(np.median(step_ms)), 1),
+        "roofline_percent": round(100 * floor["roofline_ms"] / float(np.median(step_ms)), 2),
         "row_mb": round(arena.bytes_per_row / 1e6, 3),
         "gflop": round(flops.get_total_flops() / 1e9, 6),
     }
@@ -159,7 +159,8 @@ def percentiles(times_ms: np.ndarray) -> dict[str, float]:
 def weight_bytes(module: nn.Module) -> int:
     """Bytes of weights a step reads whole: all but embedding tables, of which it reads a few rows."""
     tables = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
-    return sum(p.numel() * p.element_size() for p in module.parameters() if id(p) not in tables)
+    packed = {id(weight) for weight in packed_weights(module)}
+    return sum(p.numel() * (2 if id(p) in packed else p.element_size()) for p in module.parameters() if id(p) not in tables)
 
 
 def step_bytes(speaker: Speaker) -> int:

@@ -87,7 +87,7 @@ class Arena:
     Args:
         speaker: Model, vocabulary and codec; never changed.
         capacity: Rows.
-        sampling: How tokens are chosen. Rows that draw have a generator each and are stepped one by one.
+        sampling: How tokens are chosen. Where it draws, each row does so from a generator of its own.
     """
 
     @torch.inference_mode()
@@ -97,11 +97,10 @@ class Arena:
         state = CallState(speaker.model.init_state(capacity), speaker.codec.init_decode_state(capacity))
         self.state, self._small = pack(state)
         self._views: dict[tuple[int, int], CallState] = {}
-        self._draws = sampling.text_temperature > 0 or sampling.code_temperature > 0
-        self._generators = [torch.Generator(device=speaker.device).manual_seed(0) for _ in range(capacity if self._draws else 0)]
+        self._generators = [torch.Generator().manual_seed(0) for _ in range(capacity if sampling.draws else 0)]
         self._graphs = None
-        if speaker.device.type == "cuda" and not self._draws:
-            self._graphs = FrameGraphs(speaker, capacity, lambda n, audio, active: self.step_span(0, n, audio, active))
+        if speaker.device.type == "cuda":
+            self._graphs = FrameGraphs(speaker, capacity, sampling.draws, self.step_first)
 
     @property
     def bytes_per_row(self) -> int:
@@ -112,7 +111,7 @@ class Arena:
     def reset(self, row: int, seed: int = 0) -> None:
         """Start a row afresh; `seed` is of its draws."""
         self._view(row, row + 1).reset(torch.ones(1, dtype=torch.bool, device=self.speaker.device))
-        if self._draws:
+        if self._generators:
             self._generators[row].manual_seed(seed)
 
     @torch.inference_mode()
@@ -120,33 +119,36 @@ class Arena:
         """One frame of some rows: float32 [n, input_samples] at 16 kHz, -1..1, in the order of `rows`, as is the output."""
         assert len(set(rows)) == len(rows) == len(audio) and rows, f"{len(audio)} frames of audio for rows {list(rows)}"
         assert min(rows) >= 0 and max(rows) < self.capacity, f"rows {list(rows)} of {self.capacity}"
+        uniforms = self._uniforms(rows)
         if self._graphs is not None:
-            return self._graphs.step(rows, audio)
-        audio = audio.to(self.speaker.device)
-        if self._draws:
-            outputs = [self._step_alone(row, frame) for row, frame in zip(rows, audio.split(1), strict=True)]
-            return RowsOutput(*(torch.cat([getattr(out, f.name) for out in outputs]) for f in dataclasses.fields(RowsOutput)))
+            return self._graphs.step(rows, audio, uniforms)
         if len(rows) == 1:
-            return self._step_alone(rows[0], audio)
+            return self._step_span(rows[0], rows[0] + 1, audio, uniforms, None)
         first, end = min(rows), max(rows) + 1
-        places = torch.tensor(rows, device=audio.device) - first
-        active = torch.zeros(end - first, dtype=torch.bool, device=audio.device).index_fill_(0, places, True)
+        places = torch.tensor(rows) - first
+        active = torch.zeros(end - first, dtype=torch.bool).index_fill_(0, places, True)
         spread = audio.new_zeros(end - first, audio.shape[1]).index_copy_(0, places, audio)
-        out = self.step_span(first, end, spread, None if len(rows) == end - first else active)
+        drawn = uniforms if uniforms is None else uniforms.new_zeros(end - first, uniforms.shape[1]).index_copy_(0, places, uniforms)
+        out = self._step_span(first, end, spread, drawn, None if len(rows) == end - first else active)
         return out.select(places)
 
-    def step_span(self, first: int, end: int, audio: Tensor, active: Tensor | None) -> RowsOutput:
-        """One frame of rows first .. end - 1, [end - first, input_samples], changing only those of the mask `active`; None: all."""
+    def step_first(self, audio: Tensor, uniforms: Tensor | None, active: Tensor) -> RowsOutput:
+        """One frame of the first n rows, [n, input_samples] and [n, num_draws], changing only those of the mask `active` [n]."""
+        return self._step_span(0, len(audio), audio, uniforms, active)
+
+    def _uniforms(self, rows: Sequence[int]) -> Tensor | None:
+        """The next draws of each row, [n, num_draws]."""
+        count = self.speaker.model.num_draws
+        return torch.stack([torch.rand(count, generator=self._generators[row]) for row in rows]) if self._generators else None
+
+    def _step_span(self, first: int, end: int, audio: Tensor, uniforms: Tensor | None, active: Tensor | None) -> RowsOutput:
+        """One frame of rows first .. end - 1; without a mask all of them take part."""
         state = self._view(first, end)
         saved = [] if active is None else [small[first:end].clone() for small in self._small]
-        out = step_frame(self.speaker, audio, state.model, state.voice, self._sampling, None)
+        out = step_frame(self.speaker, audio, state.model, state.voice, self._sampling, uniforms)
         for small, before in zip(self._small, saved, strict=active is not None):
             small[first:end].copy_(torch.where(active[:, None], small[first:end], before))  # type: ignore[index]
         return out
-
-    def _step_alone(self, row: int, audio: Tensor) -> RowsOutput:
-        state = self._view(row, row + 1)
-        return step_frame(self.speaker, audio, state.model, state.voice, self._sampling, self._generators[row] if self._draws else None)
 
     def _view(self, first: int, end: int) -> CallState:
         """Rows first .. end - 1 in place."""

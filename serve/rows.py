@@ -28,10 +28,13 @@ class RowsOutput:
 
 
 def step_frame(
-    speaker: Speaker, audio: Tensor, state: ModelState, voice: DecodeState, sampling: Sampling, generator: torch.Generator | None
+    speaker: Speaker, audio: Tensor, state: ModelState, voice: DecodeState, sampling: Sampling, uniforms: Tensor | None
 ) -> RowsOutput:
-    """The frame loop itself: [B, input_samples] of the users to text, codes and sound of the agent, going on from both states."""
-    out = speaker.model.step(audio, state, sampling, generator)
+    """The frame loop itself: [B, input_samples] of the users to text, codes and sound of the agent, going on from both states.
+
+    `uniforms` [B, num_draws] of the model are what is left to chance; None where nothing is.
+    """
+    out = speaker.model.step(audio, state, sampling, uniforms=uniforms)
     return RowsOutput(out.text, out.codes, speaker.codec.decode_step(out.codes[:, None], voice))
 
 
@@ -48,15 +51,17 @@ class Rows:
     @torch.inference_mode()
     def __init__(self, speaker: Speaker, batch: int, seed: int = 0, sampling: Sampling = Sampling()) -> None:  # noqa: B008 - frozen
         self.speaker, self.batch, self._seed, self._sampling = speaker, batch, seed, sampling
-        self._generator = torch.Generator(device=speaker.device).manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(seed)
         self._model_state = speaker.model.init_state(batch)
         self._decode_state = speaker.codec.init_decode_state(batch)
 
     @torch.inference_mode()
     def step(self, audio: Tensor) -> RowsOutput:
         """One frame of the users, float32 [B, input_samples] at 16 kHz, -1..1."""
-        audio = audio.to(self.speaker.device)
-        return step_frame(self.speaker, audio, self._model_state, self._decode_state, self._sampling, self._generator)
+        audio, uniforms = audio.to(self.speaker.device), None
+        if self._sampling.draws:
+            uniforms = torch.rand(self.batch, self.speaker.model.num_draws, generator=self._generator).to(self.speaker.device)
+        return step_frame(self.speaker, audio, self._model_state, self._decode_state, self._sampling, uniforms)
 
     @torch.inference_mode()
     def reset(self) -> None:

@@ -151,6 +151,22 @@ def test_top_p_keeps_the_likely() -> None:
     assert kept == {0.4: {0}, 0.7: {0, 1}, 1.0: {0, 1, 2, 3}}
 
 
+def test_numbers_drawn_before_give_the_same_tokens_and_shares() -> None:
+    probs = torch.tensor([0.5, 0.0, 0.3, 0.2])
+    logits = probs.log().expand(4000, -1)
+    uniforms = torch.rand(4000, generator=torch.Generator().manual_seed(0))
+    tokens = sample_text(logits, Sampling(1.0), uniforms=uniforms)
+    assert torch.allclose(tokens.bincount(minlength=4) / 4000, probs, atol=0.03) and not (tokens == 1).any()
+    assert torch.equal(sample_text(logits[:7], Sampling(1.0), uniforms=uniforms[:7]), tokens[:7])
+    ends = sample_text(logits[:2], Sampling(1.0), uniforms=torch.tensor([0.0, 1 - 2**-24]))
+    assert ends.tolist() == [0, 3]
+    assert set(sample_text(logits, Sampling(1.0, 0.7), uniforms=uniforms).tolist()) == {0, 2}
+    levels, spread = torch.zeros(2000, 2, 7), torch.rand(2000, 2, 2, generator=torch.Generator().manual_seed(1))
+    codes = sample_codes(levels, (4, 3), Sampling(code_temperature=1.0), uniforms=spread)
+    assert torch.allclose(codes.flatten().bincount(minlength=12) / 4000, torch.full((12,), 1 / 12), atol=0.02)
+    assert torch.equal(codes % 4, (spread[..., 0] * 4).long()) and torch.equal(codes // 4, (spread[..., 1] * 3).long())
+
+
 def test_eagerness_and_yielding_move_one_logit_each() -> None:
     logits = torch.zeros(1, 6)
     logits[0, Vocab.sil], before = 1.0, None

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from codec.linear import pack_layers
+from codec.linear import packed_weights
 from duplex.checkpoint import Speaker
 from duplex.cli import main as duplex
+from duplex.presets import cast_weights
 from eval import bench, bench_sessions
 from serve.arena import Arena
 
@@ -62,11 +63,12 @@ def test_a_step_counts_its_work(capsys: pytest.CaptureFixture, threads: list[int
 @torch.inference_mode()
 def test_packed_products_are_counted_like_others() -> None:
     speaker = bench.load("random:test", "cpu")
-    plain = bench.bench_step(speaker, 2, 1)["gflop"]
-    for part in (speaker.model, speaker.codec):
-        pack_layers(part.half().float())
     assert speaker.model.heads.level._product._packed is not None
-    assert bench.bench_step(speaker, 2, 1)["gflop"] == pytest.approx(plain, rel=0.05) and plain > 0
+    packed = bench.bench_step(speaker, 2, 1)["gflop"]
+    for part in (speaker.model, speaker.codec):
+        cast_weights(part, torch.float64)
+        cast_weights(part, torch.float32)
+    assert bench.bench_step(speaker, 2, 1)["gflop"] == pytest.approx(packed, rel=0.05) and packed > 0
 
 
 def test_sessions_are_counted_up_to_the_frame(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +125,10 @@ def test_embedding_tables_and_the_training_head_are_not_read() -> None:
     speaker = bench.load("random:test", "cpu")
     everything = sum(p.numel() * 4 for p in [*speaker.model.parameters(), *speaker.codec.decoder.parameters()])
     tables = sum(t.weight.numel() * 4 for t in speaker.model.modules() if isinstance(t, torch.nn.Embedding))
-    assert bench.step_bytes(speaker) == everything - tables - sum(p.numel() * 4 for p in speaker.model.encoder.ctc.parameters())
+    expected = everything - tables - sum(p.numel() * 4 for p in speaker.model.encoder.ctc.parameters())
+    packed = sum(weight.numel() for part in (speaker.model, speaker.codec.decoder) for weight in packed_weights(part))
+    packed -= speaker.model.encoder.ctc.weight.numel()
+    assert packed > 5000 and bench.step_bytes(speaker) == expected - 2 * packed
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 from codec.linear import pack_layers
 from duplex.checkpoint import Speaker
 from duplex.presets import cast_weights, random_speaker
+from duplex.sampling import Sampling
 from serve.arena import Arena
 from serve.rows import Rows
 
@@ -58,6 +59,19 @@ def test_graphs_are_the_eager_step(name: str) -> None:
         assert torch.equal(torch.stack(codes[row]), torch.stack([torch.cat([out.text, out.codes[0]]) for out in expected]))
         assert torch.allclose(torch.stack(sound[row]), torch.cat([out.audio for out in expected]), atol=1e-4)
     assert len(torch.stack(codes[0]).unique(dim=0)) > 3
+
+
+def test_graphs_draw_as_the_eager_step() -> None:
+    speaker, sampling = lively("test", torch.float32), Sampling(text_temperature=1.0, text_top_p=0.9, code_temperature=1.0)
+    audio, arena = 0.1 * torch.randn(3, FRAMES, 1280), Arena(speaker, 3, sampling)
+    for row in range(3):
+        arena.reset(row, seed=row)
+    outputs = [arena.step([2, 0, 1], audio[[2, 0, 1], t]) for t in range(FRAMES)]
+    for place, row in enumerate([2, 0, 1]):
+        alone = Rows(speaker, 1, row, sampling)
+        for t, out in enumerate(outputs):
+            expected = alone.step(audio[row : row + 1, t])
+            assert torch.equal(out.text[place], expected.text[0]) and torch.equal(out.codes[place], expected.codes[0])
 
 
 def test_a_row_reset_between_graphs_starts_afresh() -> None:

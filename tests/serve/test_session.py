@@ -88,8 +88,8 @@ def test_speaking_spans_bos_to_eos(speaker: Speaker, monkeypatch: pytest.MonkeyP
     step = type(speaker.model).step
     tokens = iter(script)
 
-    def scripted(self, audio, state, sampling, generator):
-        return step(self, audio, state, sampling, generator, forced_text=audio.new_full((1,), next(tokens)).long())
+    def scripted(self, audio, state, sampling, uniforms):
+        return step(self, audio, state, sampling, forced_text=audio.new_full((1,), next(tokens)).long())
 
     monkeypatch.setattr(type(speaker.model), "step", scripted)
     frames = Session(speaker).push(np.zeros(1280 * len(script), np.float32))
