@@ -7,16 +7,15 @@ distance in a session of any length is larger than those of training. `forward` 
 
 from __future__ import annotations
 
-import functools
 import math
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
 from codec.linear import Linear, Product
+from duplex.kernels import kernels_for
 
 
 @dataclass
@@ -67,19 +66,6 @@ def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
-@functools.cache
-def _kernel() -> Callable[..., Tensor] | None:
-    """`ring_attention`, where Triton is installed and can compile, as it is and can beside a torch for CUDA and a C compiler."""
-    try:
-        from duplex.decode_kernel import ring_attention, try_out
-
-        try_out()
-    except Exception as error:  # Triton raises what its compiler, its driver or the C compiler raise
-        warnings.warn(f"Triton does not work here ({error}), so steps take longer; install triton and a C compiler", stacklevel=2)
-        return None
-    return ring_attention
-
-
 class Attention(nn.Module):
     """Grouped-query attention.
 
@@ -121,8 +107,12 @@ class Attention(nn.Module):
         """[B, T, D] -> [B, T, D], going on from `state`; T may not exceed the window. `places` are those of `step_places(state, T)`."""
         places = places or self.step_places(state, x.shape[1])
         projected = self._project(x)
-        if places.writes_first and self._has_kernel(x):
-            return self._step_kernel(projected, state, places)
+        if places.writes_first and (kernels := self._kernels(x)):
+            q, k, v = (t[:, 0] for t in projected)
+            turns = (places.rotation, places.to_sink or places.rotation)
+            out = kernels.ring_attention(q, k, v, state.keys, state.values, state.position, *turns, self.sink_frames)
+            state.position.add_(1)
+            return self.o_proj(out[:, None])
         q, k, v = map(self._split, projected)
         k = rotate(k, places.rotation)
         assert places.slot is not None
@@ -134,19 +124,9 @@ class Attention(nn.Module):
         self._write(state, index, k, v)
         return out
 
-    def _has_kernel(self, x: Tensor) -> bool:
-        """Whether `duplex.decode_kernel` can take this step: on a GPU, without gradients, for heads of its sizes."""
-        fits = self.head_width in (16, 32, 64, 128) and self.sink_frames <= 64
-        return fits and x.is_cuda and not torch.is_grad_enabled() and _kernel() is not None
-
-    def _step_kernel(self, projected: tuple[Tensor, ...], state: RingState, places: Places) -> Tensor:
-        kernel = _kernel()
-        assert kernel is not None
-        q, k, v = (t[:, 0] for t in projected)
-        turns = (places.rotation, places.to_sink or places.rotation)
-        out = kernel(q, k, v, state.keys, state.values, state.position, *turns, self.sink_frames)
-        state.position.add_(1)
-        return self.o_proj(out[:, None])
+    def _kernels(self, x: Tensor) -> ModuleType | None:
+        """Those of `duplex.triton_kernels` for heads of its sizes."""
+        return kernels_for(x) if self.head_width in (16, 32, 64, 128) and self.sink_frames <= 64 else None
 
     @staticmethod
     def _write(state: RingState, index: Tensor, k: Tensor, v: Tensor) -> None:

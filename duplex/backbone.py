@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from codec.linear import Linear, Product
 from duplex.attention import Attention, Places, RingState
 from duplex.config import BackboneConfig
+from duplex.kernels import kernels_for
 
 
 class SwiGLU(nn.Module):
@@ -27,7 +28,13 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        gate, up = self._product.split(x) if self._product and self._product.ready else (self.gate_proj(x), self.up_proj(x))
+        if self._product and self._product.ready:
+            both = self._product(x)
+            if kernels := kernels_for(x):
+                return self.down_proj(kernels.silu_mul(both))
+            gate, up = both.chunk(2, -1)
+        else:
+            gate, up = self.gate_proj(x), self.up_proj(x)
         return self.down_proj(nn.functional.silu(gate) * up)
 
 

@@ -19,6 +19,7 @@ from duplex.attention import Attention, Places, RingState
 from duplex.clock import FrameClock
 from duplex.config import FastConformerConfig
 from duplex.encoder import Encoder
+from duplex.kernels import kernels_for
 from duplex.vocab import CTC_SIZE
 
 _HOPS = 8  # mel frames a model frame
@@ -54,7 +55,11 @@ class ConvModule(nn.Module):
 
     def step(self, x: Tensor, state: ConvState) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        y = nn.functional.glu(self.gate(self.norm(x)))
+        gated = self.gate(self.norm(x))
+        if kernels := kernels_for(x):
+            norm = self.inner_norm
+            return self.out(kernels.gated_conv(gated, state.tail, self.depthwise, norm.weight, norm.bias, norm.eps))
+        y = nn.functional.glu(gated)
         joined = torch.cat([state.tail.to(y.dtype), y], 1)
         state.tail.copy_(joined[:, joined.shape[1] - self.kernel + 1 :].detach())
         y = (joined.unfold(1, self.kernel, 1) * self.depthwise.t()).sum(-1)  # [B, T, D, kernel] -> [B, T, D]

@@ -1,7 +1,8 @@
-"""One frame of ring attention on a GPU, in Triton: rotation, the write into the ring and the attention over it in one pass of its keys.
+"""What a single frame on a GPU takes many small kernels for, in Triton: attention over a ring, gated convolution, gated feed-forward.
 
-Work is split over rows, key heads and spans of slots; a second kernel joins the spans. A slot is visible to the frame at
-`position` when its index is not above it: slots fill in order, and once the ring has wrapped all of them are in sight.
+Ring attention rotates, writes into the ring and attends over it in one pass of its keys. Its work is split over rows, key heads
+and spans of slots; a second kernel joins the spans. A slot is visible to the frame at `position` when its index is not above it:
+slots fill in order, and once the ring has wrapped all of them are in sight.
 """
 
 from __future__ import annotations
@@ -128,6 +129,67 @@ def ring_attention(
     )  # fmt: skip
     if splits > 1:
         _join[(batch * heads,)](parts, weight, out, splits, d=d, SPLITS=triton.next_power_of_2(splits))
+    return out
+
+
+@triton.jit
+def _conv(gated, tail, depthwise, scale, shift, out, gated_stride, tail_stride, width, eps, kernel: tl.constexpr, D: tl.constexpr):
+    b = tl.program_id(0)
+    i = tl.arange(0, D)
+    there = i < width
+    value = tl.load(gated + b * gated_stride + i, mask=there, other=0.0).to(tl.float32)
+    gate = tl.load(gated + b * gated_stride + width + i, mask=there, other=0.0).to(tl.float32)
+    newest = (value * tl.sigmoid(gate)).to(tail.dtype.element_ty)
+    total = newest.to(tl.float32) * tl.load(depthwise + (kernel - 1) * width + i, mask=there, other=0.0).to(tl.float32)
+    row = tail + b.to(tl.int64) * tail_stride
+    for k in tl.static_range(kernel - 1):
+        past = tl.load(row + k * width + i, mask=there, other=0.0)
+        total += past.to(tl.float32) * tl.load(depthwise + k * width + i, mask=there, other=0.0).to(tl.float32)
+        if k > 0:
+            tl.store(row + (k - 1) * width + i, past, mask=there)
+    if kernel > 1:
+        tl.store(row + (kernel - 2) * width + i, newest, mask=there)
+    mean = tl.sum(total, 0) / width
+    centred = tl.where(there, total - mean, 0.0)
+    normed = centred * tl.rsqrt(tl.sum(centred * centred, 0) / width + eps)
+    normed = normed * tl.load(scale + i, mask=there, other=0.0).to(tl.float32) + tl.load(shift + i, mask=there, other=0.0).to(tl.float32)
+    tl.store(out + b * width + i, normed * tl.sigmoid(normed), mask=there)
+
+
+def gated_conv(gated: Tensor, tail: Tensor, depthwise: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """Gate, causal depthwise convolution, layer norm and SiLU of one frame.
+
+    Args:
+        gated: [B, 1, 2 * D].
+        tail: [B, kernel - 1, D] frames before, changed in place; rows may stand apart.
+        depthwise: [kernel, D].
+        scale, shift: [D] of the norm.
+        eps: Of the norm.
+
+    Returns:
+        [B, 1, D].
+    """
+    batch, width = len(gated), tail.shape[2]
+    assert tail.stride()[1:] == (width, 1) and gated.stride(2) == 1
+    out = gated.new_empty(batch, 1, width)
+    sizes = gated.stride(0), tail.stride(0), width, eps
+    _conv[(batch,)](gated, tail, depthwise, scale, shift, out, *sizes, kernel=len(depthwise), D=triton.next_power_of_2(width))
+    return out
+
+
+@triton.jit
+def _silu_mul(both, out, width, BLOCK: tl.constexpr):
+    b, i = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    gate = tl.load(both + b * 2 * width + i, mask=i < width, other=0.0).to(tl.float32)
+    up = tl.load(both + b * 2 * width + width + i, mask=i < width, other=0.0).to(tl.float32)
+    tl.store(out + b * width + i, gate * tl.sigmoid(gate) * up, mask=i < width)
+
+
+def silu_mul(both: Tensor) -> Tensor:
+    """silu(gate) * up of [B, 1, 2 * F], gate first -> [B, 1, F]."""
+    batch, width = len(both), both.shape[2] // 2
+    out = both.new_empty(batch, 1, width)
+    _silu_mul[(batch, triton.cdiv(width, 512))](both.contiguous(), out, width, BLOCK=512)
     return out
 
 
