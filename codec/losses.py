@@ -1,4 +1,4 @@
-"""Spectral losses and the band-wise STFT discriminators."""
+"""Spectral losses; discriminators of spectra in bands, and of the waveform folded by a period."""
 
 from __future__ import annotations
 
@@ -63,12 +63,33 @@ class BandDiscriminator(nn.Module):
         return [*features, self.out(features[-1])]
 
 
-class Discriminators(nn.Module):
-    """Band discriminators at three resolutions."""
+class PeriodDiscriminator(nn.Module):
+    """Judges the waveform folded by a period (Kong et al. 2020, HiFi-GAN); features as `BandDiscriminator`."""
 
-    def __init__(self) -> None:
+    def __init__(self, period: int, widths: tuple[int, ...] = (24, 64, 128, 256)) -> None:
         super().__init__()
-        self.members = nn.ModuleList(BandDiscriminator(fft, bands) for fft, bands in ((384, 6), (768, 8), (1536, 12)))
+        self.period = period
+        pairs = zip((1, *widths), widths, strict=False)
+        self.layers = nn.ModuleList(nn.Conv2d(a, b, (5, 1), (3, 1), (2, 0)) for a, b in pairs)
+        self.out = nn.Conv2d(widths[-1], 1, (3, 1), padding=(1, 0))
+
+    def forward(self, audio: Tensor) -> list[Tensor]:
+        """[B, N] -> features, each [B, channels, T, period]."""
+        x = nn.functional.pad(audio, (0, -audio.shape[1] % self.period)).unflatten(1, (-1, self.period))[:, None]
+        features = []
+        for layer in self.layers:
+            x = nn.functional.leaky_relu(layer(x), 0.1)
+            features.append(x)
+        return [*features, self.out(x)]
+
+
+class Discriminators(nn.Module):
+    """Band discriminators at three resolutions, and one more for every period."""
+
+    def __init__(self, periods: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        bands = [BandDiscriminator(fft, bands) for fft, bands in ((384, 6), (768, 8), (1536, 12))]
+        self.members = nn.ModuleList([*bands, *(PeriodDiscriminator(period) for period in periods)])
 
     def forward(self, audio: Tensor) -> list[list[Tensor]]:
         """[B, N] -> features of every member."""

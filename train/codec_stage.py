@@ -29,10 +29,14 @@ class AgentCrops(lightning.LightningDataModule):
         batch_size: Crops a batch.
         crop_frames: Code frames a crop.
         seed: Seed of every draw.
+        num_workers: Processes that make batches, see `train.loader.StepLoader`.
     """
 
-    def __init__(self, bank: str, parts: list[str], num_steps: int, batch_size: int = 8, crop_frames: int = 16, seed: int = 0) -> None:
+    def __init__(
+        self, bank: str, parts: list[str], num_steps: int, batch_size: int = 8, crop_frames: int = 16, seed: int = 0, num_workers: int = 0
+    ) -> None:
         super().__init__()
+        self.num_workers = num_workers
         self.folders = [Path(bank) / part for part in parts]
         self.num_steps, self.batch_size, self.crop_samples, self.seed = num_steps, batch_size, crop_frames * 1920, seed
         self._audio: list[np.ndarray] = []
@@ -44,7 +48,7 @@ class AgentCrops(lightning.LightningDataModule):
 
     def train_dataloader(self) -> StepLoader:
         """Batches [B, crop_samples] float32."""
-        return StepLoader(self.batch, self.num_steps)
+        return StepLoader(self.batch, self.num_steps, self.num_workers)
 
     def batch(self, step: int) -> Tensor:
         """The crops of one step."""
@@ -76,6 +80,8 @@ class CodecStage(lightning.LightningModule):
         init_from: Codec checkpoint folder to start from.
         adversarial: Add the discriminators, and leave the encoder (so the codes) as it is.
         spectral_steps: So many steps of an adversarial run come before the discriminators join.
+        periods: Of further discriminators that judge the waveform folded by a period; none is cheaper, and what a CPU can afford.
+        adversarial_weight: Of the discriminators' verdict in the codec's loss.
     """
 
     def __init__(
@@ -87,14 +93,16 @@ class CodecStage(lightning.LightningModule):
         init_from: str | None = None,
         adversarial: bool = False,
         spectral_steps: int = 0,
+        periods: tuple[int, ...] = (),
+        adversarial_weight: float = 0.3,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.num_steps, self.learning_rate, self.warmup_steps, self.adversarial = num_steps, learning_rate, warmup_steps, adversarial
-        self.spectral_steps = spectral_steps
+        self.spectral_steps, self.adversarial_weight = spectral_steps, adversarial_weight
         self.codec = load_codec(init_from) if init_from else Codec(codec)
         self.spectral = SpectralLoss(self.codec.config.sample_rate_hz)
-        self.discriminators = Discriminators() if adversarial else None
+        self.discriminators = Discriminators(periods) if adversarial else None
         if adversarial:
             self.codec.encoder.requires_grad_(False)
 
@@ -133,7 +141,7 @@ class CodecStage(lightning.LightningModule):
             with autocast(self.device):
                 fake = self.discriminators(output[:half])
             adversarial, matching = generator_losses(real, fake)
-            loss = loss + ramp * (0.3 * adversarial + matching)
+            loss = loss + ramp * (self.adversarial_weight * adversarial + matching)
             logs |= {"disc": verdict, "adv": adversarial, "match": matching}
         self._update(optimizers[0], schedulers[0], loss)
         self.log_dict(logs, prog_bar=True)

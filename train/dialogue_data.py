@@ -84,6 +84,7 @@ class Conversations(lightning.LightningDataModule):
         lead_jitter: Speak rows draw their lead from lead_frames - lead_jitter .. lead_frames + lead_jitter.
         composer, augment: The conversations.
         seed: Seed of every draw.
+        num_workers: Processes that make batches, see `train.loader.StepLoader`.
     """
 
     def __init__(
@@ -104,8 +105,10 @@ class Conversations(lightning.LightningDataModule):
         composer: ComposerConfig = ComposerConfig(),  # noqa: B008 - frozen
         augment: AugmentConfig = AugmentConfig(),  # noqa: B008 - frozen
         seed: int = 0,
+        num_workers: int = 0,
     ) -> None:
         super().__init__()
+        self.num_workers = num_workers
         self.bank, self.codec_dir, self.tokenizer = Path(bank), codec, Path(tokenizer)
         self.user_parts, self.answer_parts, self.speak_parts = user_parts or [], answer_parts, speak_parts
         self.num_steps, self.batch_size, self.speak_fraction, self.seed = num_steps, batch_size, speak_fraction, seed
@@ -157,7 +160,7 @@ class Conversations(lightning.LightningDataModule):
 
     def train_dataloader(self) -> StepLoader:
         """Batches of `ConversationBatch`."""
-        return StepLoader(self.batch, self.num_steps)
+        return StepLoader(self.batch, self.num_steps, self.num_workers)
 
     def batch(self, step: int) -> ConversationBatch:
         """The conversations of one step."""

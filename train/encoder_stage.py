@@ -75,6 +75,7 @@ class UserSpeech(lightning.LightningDataModule):
         val_part: User part whose error rates are logged; None logs none.
         augment: Changes to voice and channel.
         seed: Seed of every draw.
+        num_workers: Processes that make batches, see `train.loader.StepLoader`.
     """
 
     def __init__(
@@ -88,8 +89,10 @@ class UserSpeech(lightning.LightningDataModule):
         val_part: str | None = "user-val",
         augment: AugmentConfig = AugmentConfig(),  # noqa: B008 - frozen
         seed: int = 0,
+        num_workers: int = 0,
     ) -> None:
         super().__init__()
+        self.num_workers = num_workers
         self.bank, self.parts, self.val_part, self.tokenizer = Path(bank), parts, val_part, tokenizer
         self.num_steps, self.batch_size, self.augment, self.seed = num_steps, batch_size, augment, seed
         self.num_frames = round(row_seconds * USER_HZ) // USER_FRAME_SAMPLES
@@ -108,7 +111,7 @@ class UserSpeech(lightning.LightningDataModule):
 
     def train_dataloader(self) -> StepLoader:
         """Batches of `SpeechBatch`."""
-        return StepLoader(self.batch, self.num_steps)
+        return StepLoader(self.batch, self.num_steps, self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
         """The validation part, one utterance a row, unchanged but for a noise floor."""

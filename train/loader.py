@@ -8,16 +8,23 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch.distributed
+from torch.utils.data import DataLoader, Dataset
 
 
 class StepLoader:
-    """Yields `make_batch(step * world_size + rank)` for step = 0 .. num_steps - 1, made ahead in one thread.
+    """Yields `make_batch(step * world_size + rank)` for step = 0 .. num_steps - 1, made ahead.
 
     Lightning saves and restores `state_dict`, so a resumed run goes on with the next step.
+
+    Args:
+        make_batch: A batch as a function of its number.
+        num_steps: Batches to yield.
+        num_workers: Processes that make batches, each its own; 0 makes them in one thread, which keeps up with a CPU that trains.
+        prefetch: Batches made ahead by the thread; a process makes two.
     """
 
-    def __init__(self, make_batch: Callable[[int], Any], num_steps: int, prefetch: int = 4) -> None:
-        self.make_batch, self.num_steps, self.prefetch = make_batch, num_steps, prefetch
+    def __init__(self, make_batch: Callable[[int], Any], num_steps: int, num_workers: int = 0, prefetch: int = 4) -> None:
+        self.make_batch, self.num_steps, self.num_workers, self.prefetch = make_batch, num_steps, num_workers, prefetch
         self._next = 0
 
     def __len__(self) -> int:
@@ -36,13 +43,27 @@ class StepLoader:
         world = torch.distributed.get_world_size() if distributed else 1
         rank = torch.distributed.get_rank() if distributed else 0
         start = self._next if self._next < self.num_steps else 0
+        numbers = range(start * world + rank, self.num_steps * world, world)
+        batches = self._from_workers(numbers) if self.num_workers else self._from_thread(numbers)
+        for step, batch in enumerate(batches, start):
+            self._next = step + 1
+            yield batch
+
+    def _from_workers(self, numbers: range) -> Iterator[Any]:
+        """Forked, so that the utterances in memory are shared."""
+        loader = DataLoader(
+            _Batches(self.make_batch), batch_size=None, sampler=numbers, num_workers=self.num_workers, multiprocessing_context="fork"
+        )
+        yield from loader
+
+    def _from_thread(self, numbers: range) -> Iterator[Any]:
         ready: queue.Queue = queue.Queue(self.prefetch)
         stop = threading.Event()
 
         def fill() -> None:
-            for step in range(start, self.num_steps):
+            for number in numbers:
                 try:
-                    item: Any = self.make_batch(step * world + rank)
+                    item: Any = self.make_batch(number)
                 except BaseException as error:  # handed to the training thread
                     item = error
                 while not stop.is_set():
@@ -56,11 +77,20 @@ class StepLoader:
 
         threading.Thread(target=fill, daemon=True).start()
         try:
-            for step in range(start, self.num_steps):
+            for _ in numbers:
                 item = ready.get()
                 if isinstance(item, BaseException):
                     raise item
-                self._next = step + 1
                 yield item
         finally:
             stop.set()
+
+
+class _Batches(Dataset):
+    """Batches by number, as PyTorch's loader asks for them."""
+
+    def __init__(self, make_batch: Callable[[int], Any]) -> None:
+        self.make_batch = make_batch
+
+    def __getitem__(self, number: int) -> Any:
+        return self.make_batch(number)

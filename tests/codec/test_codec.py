@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from codec.checkpoint import CheckpointError, load_codec, save_codec
 from codec.config import CodecConfig
-from codec.losses import SCALES, Discriminators, SpectralLoss, discriminator_loss, generator_losses
+from codec.losses import SCALES, Discriminators, PeriodDiscriminator, SpectralLoss, discriminator_loss, generator_losses
 from codec.mel import LogMel, mel_filters
 from codec.model import Codec
 from tests.codec.test_streaming import TINY, noise
@@ -57,9 +57,10 @@ def test_spectral_loss_is_zero_for_the_same_and_grows_with_the_difference() -> N
     assert all(0 < float(a) < float(b) for a, b in zip(near, far, strict=True))
 
 
-def test_discriminators_tell_apart_what_they_are_trained_on() -> None:
+@pytest.mark.parametrize("periods", [(), (2, 5)])
+def test_discriminators_tell_apart_what_they_are_trained_on(periods: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    judges, real, fake = Discriminators(), noise(1, 4800), torch.sin(torch.arange(4800) / 10)[None]
+    judges, real, fake = Discriminators(periods), noise(1, 4800), torch.sin(torch.arange(4800) / 10)[None]
     optimizer = torch.optim.Adam(judges.parameters(), 1e-3)
     losses = []
     for _ in range(6):
@@ -81,6 +82,17 @@ def folder(tmp_path: Path) -> Path:
     codec.store_silence_codes()
     save_codec(codec, tmp_path / "codec", torch.float32)
     return tmp_path / "codec"
+
+
+def test_a_period_discriminator_compares_samples_a_period_apart() -> None:
+    torch.manual_seed(0)
+    judge, audio = PeriodDiscriminator(5), noise(1, 4800)
+    changed = audio.clone()
+    changed[:, 3::5] = 0
+    for before, after in zip(judge(audio), judge(changed), strict=True):  # [B, channels, T, period]
+        columns = (before != after).flatten(0, 2).any(0)
+        assert before.shape[-1] == 5 and columns.tolist() == [False, False, False, True, False]
+    assert judge(audio[:, :4799])[0].shape == judge(audio)[0].shape  # filled up to whole periods
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 0.0), (torch.float16, 1e-3)])

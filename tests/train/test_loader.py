@@ -12,14 +12,16 @@ from train.loader import StepLoader
 from train.schedule import warmup_cosine, warmup_inverse_sqrt
 
 
-def test_batches_come_in_order() -> None:
-    loader = StepLoader(lambda step: step * step, 20)
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_come_in_order(num_workers: int) -> None:
+    loader = StepLoader(lambda step: step * step, 20, num_workers)
     assert len(loader) == 20 and list(loader) == [i * i for i in range(20)]
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("stop", [1, 4, 9])
-def test_a_resumed_loader_goes_on(stop: int) -> None:
-    first = StepLoader(str, 10)
+def test_a_resumed_loader_goes_on(stop: int, num_workers: int) -> None:
+    first = StepLoader(str, 10, num_workers)
     seen = []
     for item in first:
         seen.append(item)
@@ -27,7 +29,7 @@ def test_a_resumed_loader_goes_on(stop: int) -> None:
             state = first.state_dict()  # while the loop runs, as a checkpoint is saved
             break
     assert state == {"step": stop}
-    second = StepLoader(str, 10)
+    second = StepLoader(str, 10, num_workers)
     second.load_state_dict(state)
     assert seen + list(second) == [str(i) for i in range(10)]
 
