@@ -14,6 +14,7 @@ from duplex.channels import Fusion, Heads
 from duplex.config import FastConformerConfig, ModelConfig, WhisperConfig
 from duplex.encoder import Encoder, EncoderState
 from duplex.fastconformer import CausalFastConformer
+from duplex.knobs import KnobState, init_knobs, note_written, turn_knobs
 from duplex.sampling import Sampling, sample_codes, sample_text
 from duplex.vocab import Vocab
 from duplex.whisper import CausalWhisper
@@ -28,6 +29,7 @@ class ModelState:
     text: Tensor  # [B] token of this frame, predicted by the last
     codes: Tensor  # [B, K] codes of the last frame
     silence: Tensor  # [B, K] codes of silence
+    knobs: KnobState
 
     def reset(self, rows: Tensor) -> None:
         """Start rows afresh; `rows` is a boolean mask [B]. Other rows keep every bit."""
@@ -35,6 +37,7 @@ class ModelState:
         self.backbone.reset(rows)
         self.text.masked_fill_(rows, Vocab.sil)
         self.codes.copy_(torch.where(rows[:, None], self.silence, self.codes))
+        self.knobs.reset(rows)
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ class DuplexModel(nn.Module):
             torch.full((batch,), Vocab.sil, dtype=torch.long, device=device),
             self.silence_codes.repeat(batch, 1),
             self.silence_codes.repeat(batch, 1),
+            init_knobs(batch, device),
         )
 
     def forward(
@@ -167,10 +171,15 @@ class DuplexModel(nn.Module):
         hidden = self.backbone.step(self.fuse(encoded, state.text[:, None], state.codes[:, None]), state.backbone)
         logits = Logits(self.heads.text_logits(hidden), self.heads.level_logits(hidden))
         of_text, of_codes = (None, None) if uniforms is None else (uniforms[:, 0], uniforms[:, 1:].unflatten(1, self._code_draws))
-        text = sample_text(logits.text[:, 0].float(), sampling, generator, of_text) if forced_text is None else forced_text
+        likely = logits.text[:, 0].float()
+        if sampling.has_knobs:
+            likely = turn_knobs(likely, audio, state.knobs, sampling.eagerness, sampling.yielding)
+        text = sample_text(likely, sampling, generator, of_text) if forced_text is None else forced_text
         codes = forced_codes
         if codes is None:
             codes = sample_codes(logits.levels[:, 0].float(), self.config.levels, sampling, generator, of_codes)
+        if sampling.has_knobs:
+            note_written(text, state.knobs)
         state.text.copy_(text)
         state.codes.copy_(codes)
         return StepOutput(text, codes, logits)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from duplex.channels import digits_to_codes
-from duplex.vocab import Vocab
 
 
 @dataclass(frozen=True)
@@ -19,8 +18,8 @@ class Sampling:
         text_temperature, text_top_p: 0 is greedy.
         code_temperature: 0 takes the likeliest level of every FSQ dimension.
         code_mean: With temperature 0, take the rounded mean level instead.
-        eagerness: Added to the logit of BOS. 0 is what was trained.
-        yielding: Added to the logit of EOS. 0 is what was trained.
+        eagerness: Added to the logit of BOS while the agent does not have the turn. 0 is what was trained.
+        yielding: Added to the logit of EOS while the agent has the turn and the user is heard. 0 is what was trained.
     """
 
     text_temperature: float = 0.0
@@ -35,13 +34,14 @@ class Sampling:
         """Whether anything is left to chance."""
         return self.text_temperature > 0 or self.code_temperature > 0
 
+    @property
+    def has_knobs(self) -> bool:
+        """Whether `duplex.knobs` has anything to do."""
+        return self.eagerness != 0 or self.yielding != 0
+
 
 def sample_text(logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None, uniforms: Tensor | None = None) -> Tensor:
     """[B, V] -> [B]. `uniforms` [B], 0 <= u < 1, stand for draws from the generator: a row's token then depends on its own alone."""
-    if sampling.eagerness or sampling.yielding:
-        logits = logits.clone()
-        logits[:, Vocab.bos] += sampling.eagerness
-        logits[:, Vocab.eos] += sampling.yielding
     if sampling.text_temperature == 0:
         return logits.argmax(-1)
     probs = (logits / sampling.text_temperature).softmax(-1)

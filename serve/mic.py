@@ -25,7 +25,7 @@ from serve.aec import EchoCanceller, opening_sound
 from serve.audio_io import AudioWriter
 from serve.devices import BLOCK_MS, Block, DeviceGone, Devices, Exchange, choose, list_devices, live_blocks
 from serve.mic_view import Monitor, View
-from serve.options import json_file, plain_warnings
+from serve.options import add_knobs, json_file, knobs_on, plain_warnings, sampling_of
 from serve.resample import StreamResampler
 from serve.rows import check_device
 from serve.session import Session
@@ -131,6 +131,7 @@ def main(argv: list[str]) -> None:
     check_device(args.device)
     if not 0 <= args.seed < 2**63 or (args.threads is not None and args.threads < 1):
         raise UserError(f"--seed {args.seed}, --threads {args.threads}: the seed must be at least 0 and the threads at least 1")
+    sampling_of(args)  # before any device is touched
     if args.threads:
         torch.set_num_threads(args.threads)
     with plain_warnings():
@@ -139,7 +140,7 @@ def main(argv: list[str]) -> None:
 
 def _converse(args: argparse.Namespace, devices: Devices) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
-    exchange = Exchange(devices.rate_hz)
+    exchange, knobs = Exchange(devices.rate_hz), knobs_on(sampling_of(args))
     with contextlib.ExitStack() as stack:
         write_json = stack.enter_context(json_file(args.record.with_suffix(".json") if args.record else None))
         speaker = load_speaker(args.checkpoint, args.device)
@@ -147,8 +148,8 @@ def _converse(args: argparse.Namespace, devices: Devices) -> None:
             conversation = _begin(args, speaker, exchange, writer)
             gone = _live(conversation, exchange, devices, console, args.no_aec)
             record = conversation.finish()
-        write_json({**report(args.checkpoint, record, {}), "audio": conversation.monitor.counts()})
-    print_record(console, record, {}, conversation.monitor.summary())
+        write_json({**report(args.checkpoint, record, knobs), "audio": conversation.monitor.counts()})
+    print_record(console, record, knobs, conversation.monitor.summary())
     kept = f"; what was recorded is in {args.record}" if args.record else ""
     if args.record and not gone:
         console.print(f"recording: {args.record}", soft_wrap=True)
@@ -157,7 +158,7 @@ def _converse(args: argparse.Namespace, devices: Devices) -> None:
 
 
 def _begin(args: argparse.Namespace, speaker: Speaker, exchange: Exchange, writer: AudioWriter | None) -> Conversation:
-    session = Session(speaker, args.seed)
+    session = Session(speaker, args.seed, sampling_of(args))
     session.push(np.zeros(speaker.clock.input_samples, np.float32))  # the first step of a process is slow: not part of the conversation
     session.reset()
     track = Track(writer, None, StreamResampler(speaker.clock.input_hz, speaker.clock.output_hz)) if writer else None
@@ -205,6 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", default="pocket", help="pocket or a checkpoint folder (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="where the model runs: cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
+    add_knobs(parser)
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     return parser
 

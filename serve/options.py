@@ -1,9 +1,11 @@
-"""What the commands of this package share: outputs that appear whole, and warnings as plain lines."""
+"""What the commands of this package share: outputs that appear whole, warnings as plain lines, and the two knobs of the model."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
+import math
 import os
 import sys
 import warnings
@@ -11,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from duplex.errors import UserError
+from duplex.sampling import Sampling
 
 
 @contextlib.contextmanager
@@ -80,3 +83,26 @@ def check_not_input(source: Path, *outputs: Path | None) -> None:
     for i, path in enumerate(paths):
         if path in paths[:i]:
             raise UserError(f"{path} is given twice; inputs and outputs must be different files")
+
+
+def add_knobs(parser: argparse.ArgumentParser) -> None:
+    """Give a command the options `--eagerness` and `--yielding`."""
+    parser.add_argument("--eagerness", type=float, default=0.0, help="bias on taking the turn; above 0 answers sooner (default: 0)")
+    parser.add_argument("--yielding", type=float, default=0.0, help="bias on stopping while you speak; above 0 stops sooner (default: 0)")
+
+
+def sampling_of(args: argparse.Namespace) -> Sampling:
+    """How tokens are chosen, by the options of `add_knobs`.
+
+    Raises:
+        UserError: a knob is not a finite number.
+    """
+    for name in ("eagerness", "yielding"):
+        if not math.isfinite(getattr(args, name)):
+            raise UserError(f"--{name} {getattr(args, name)} is not a number; give a finite bias, 0 for none")
+    return Sampling(eagerness=args.eagerness, yielding=args.yielding)
+
+
+def knobs_on(sampling: Sampling) -> dict[str, float]:
+    """The knobs that are on, as reports show them."""
+    return {name: value for name in ("eagerness", "yielding") if (value := getattr(sampling, name))}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import math
 import sys
 import time
 from array import array
@@ -22,9 +21,8 @@ from duplex.checkpoint import Speaker, load_speaker
 from duplex.cli import run
 from duplex.clock import FRAME_MS
 from duplex.errors import UserError
-from duplex.sampling import Sampling
 from serve.audio_io import AudioReader, AudioWriter
-from serve.options import check_not_input, json_file, plain_warnings
+from serve.options import add_knobs, check_not_input, json_file, knobs_on, plain_warnings, sampling_of
 from serve.resample import StreamResampler
 from serve.rows import check_device
 from serve.session import AgentFrame, Session
@@ -154,6 +152,7 @@ def main(argv: list[str]) -> None:
     """
     args = _parser().parse_args(argv)
     _check(args)
+    knobs = knobs_on(sampling_of(args))
     if args.threads:
         torch.set_num_threads(args.threads)
     with plain_warnings(), contextlib.ExitStack() as stack:
@@ -162,12 +161,12 @@ def main(argv: list[str]) -> None:
         speaker = load_speaker(args.checkpoint, args.device)
         with AudioWriter(args.out, 2 if args.stereo else 1, speaker.clock.output_hz) as writer:
             record = _run(args, speaker, reader, writer)
-        write_json(report(args.checkpoint, record, _knobs(args)))
-    print_record(Console(highlight=False, markup=False, emoji=False), record, _knobs(args), f"answer: {args.out}")
+        write_json(report(args.checkpoint, record, knobs))
+    print_record(Console(highlight=False, markup=False, emoji=False), record, knobs, f"answer: {args.out}")
 
 
 def _run(args: argparse.Namespace, speaker: Speaker, reader: AudioReader, writer: AudioWriter) -> Talk:
-    session = Session(speaker, args.seed, Sampling(eagerness=args.eagerness, yielding=args.yielding))
+    session = Session(speaker, args.seed, sampling_of(args))
     session.push(np.zeros(speaker.clock.input_samples, np.float32))  # the first step of a process is slow: not part of the record
     session.reset()
     num_frames = speaker.clock.frames_of_input(reader.num_samples + round(args.tail * speaker.clock.input_hz))
@@ -208,17 +207,10 @@ def print_record(console: Console, record: Talk, knobs: dict[str, float], last_l
     console.print(last_line, soft_wrap=True)
 
 
-def _knobs(args: argparse.Namespace) -> dict[str, float]:
-    return {name: value for name in ("eagerness", "yielding") if (value := getattr(args, name))}
-
-
 def _check(args: argparse.Namespace) -> None:
     check_device(args.device)
     if not 0 <= args.tail <= MAX_TAIL_S:
         raise UserError(f"--tail {args.tail:g} is out of range; give 0 to {MAX_TAIL_S:g} seconds")
-    for name in ("eagerness", "yielding"):
-        if not math.isfinite(getattr(args, name)):
-            raise UserError(f"--{name} {getattr(args, name)} is not a number; give a finite bias, 0 for none")
     if not 0 <= args.seed < 2**63 or (args.threads is not None and args.threads < 1):
         raise UserError(f"--seed {args.seed}, --threads {args.threads}: the seed must be at least 0 and the threads at least 1")
     check_not_input(args.input, args.out, args.json)
@@ -234,8 +226,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
     parser.add_argument("--tail", type=float, default=4.0, help="seconds of silence after the recording (default: %(default)s)")
-    parser.add_argument("--eagerness", type=float, default=0.0, help="bias on taking the turn; above 0 answers sooner (default: 0)")
-    parser.add_argument("--yielding", type=float, default=0.0, help="bias on giving the turn up; above 0 stops sooner (default: 0)")
+    add_knobs(parser)
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     return parser
 

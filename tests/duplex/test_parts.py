@@ -167,17 +167,6 @@ def test_numbers_drawn_before_give_the_same_tokens_and_shares() -> None:
     assert torch.equal(codes % 4, (spread[..., 0] * 4).long()) and torch.equal(codes // 4, (spread[..., 1] * 3).long())
 
 
-def test_eagerness_and_yielding_move_one_logit_each() -> None:
-    logits = torch.zeros(1, 6)
-    logits[0, Vocab.sil], before = 1.0, None
-    before = logits.clone()
-    assert int(sample_text(logits, Sampling())) == Vocab.sil
-    assert int(sample_text(logits, Sampling(eagerness=1.1))) == Vocab.bos
-    assert int(sample_text(logits, Sampling(yielding=1.1))) == Vocab.eos
-    assert int(sample_text(logits, Sampling(eagerness=0.9))) == Vocab.sil
-    assert torch.equal(logits, before)
-
-
 def test_codes_take_the_likeliest_the_mean_or_a_draw() -> None:
     levels = (4, 3)
     logits = torch.full((1, 2, 7), -9.0)

@@ -53,7 +53,7 @@ def install(monkeypatch: pytest.MonkeyPatch):
 def test_ctrl_c_ends_it_with_a_whole_recording(install, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     fake, wav = install(noise(2.0), interrupt), tmp_path / "me.wav"
     before = signal.getsignal(signal.SIGINT)
-    assert duplex(["mic", "--checkpoint", str(tiny_checkpoint), "--record", str(wav), "--no-aec"]) == 0
+    assert duplex(["mic", "--checkpoint", str(tiny_checkpoint), "--record", str(wav), "--no-aec", "--eagerness", "0.5"]) == 0
     assert signal.getsignal(signal.SIGINT) is before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["me.json", "me.wav"]
     both, rate_hz = soundfile.read(wav, dtype="float32")
@@ -63,7 +63,7 @@ def test_ctrl_c_ends_it_with_a_whole_recording(install, tiny_checkpoint: Path, t
     lag = int(np.argmax(np.correlate(played, both[4000:10000, 1], "valid"))) - 4000
     assert 0.12 < lag / 24000 < 0.18, "the agent is on the right, and was played a frame and the cushion later"
     report = json.loads((tmp_path / "me.json").read_text())
-    keys = ["checkpoint", "input_s", "frames", "turns", "step_ms", "real_time_factor", "audio"]
+    keys = ["checkpoint", "input_s", "frames", "turns", "step_ms", "real_time_factor", "eagerness", "audio"]
     assert list(report) == keys and report["frames"] == len(both) // 1920 and report["input_s"] == len(both) / 24000
     assert report["turns"] and report["audio"]["dropped_blocks"] == 0
     out = capsys.readouterr().out

@@ -64,12 +64,16 @@ def test_json_says_what_happened(tiny_checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_knobs_are_reported_when_on_and_work(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    source, report = write_wav(tmp_path / "in.wav"), tmp_path / "talk.json"
-    assert run_talk(tiny_checkpoint, source, "--eagerness", "-1000", "--yielding", "1000", "--json", str(report)) == 0
-    assert json.loads(report.read_text())["yielding"] == 1000.0
-    assert json.loads(report.read_text())["turns"] == []  # nothing but EOS
-    out = capsys.readouterr().out
-    assert "eagerness -1000, yielding +1000" in out and "The agent said nothing." in out
+    source, reports = write_wav(tmp_path / "in.wav"), []
+    for knob, value in (("eagerness", "1000"), ("yielding", "1000"), ("yielding", "0")):
+        assert run_talk(tiny_checkpoint, source, f"--{knob}", value, "--json", str(tmp_path / "talk.json")) == 0
+        reports.append(json.loads((tmp_path / "talk.json").read_text()))
+        assert (f"{knob} +1000" in capsys.readouterr().out) is (value != "0")
+    eager, yielding, plain = reports
+    assert eager["eagerness"] == yielding["yielding"] == 1000.0 and not {"eagerness", "yielding"} & set(plain)
+    assert eager["turns"][0]["start_s"] < 0.5
+    lengths = [max(turn["end_s"] - turn["start_s"] for turn in report["turns"] if turn["start_s"] < 1) for report in (yielding, plain)]
+    assert lengths[0] < lengths[1]  # the user is heard all the time: no turn lasts
 
 
 def test_the_terminal_shows_both_voices_and_the_turns(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
