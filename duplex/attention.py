@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from codec.linear import Linear, Product
+from duplex.config import RopeScaling
 from duplex.kernels import kernels_for
 
 
@@ -51,13 +52,21 @@ class Places:
         return self.slot is not None and self.slot.shape[1] == 1
 
 
-def rotation(position: Tensor, width: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rotation(position: Tensor, width: int, theta: float, dtype: torch.dtype, scaling: RopeScaling | None = None) -> tuple[Tensor, Tensor]:
     """Rotary tables (Su et al. 2021, halves paired as in Llama) of positions [B, T]: cos and signed sin, [B, 1, T, width]."""
     half = width // 2
     inverse = torch.exp(torch.arange(half, device=position.device, dtype=torch.float64) * (-math.log(theta) / half))
+    if scaling is not None and scaling.factor != 1:
+        inverse = _slowed(inverse, scaling)
     angle = position[:, None, :, None] * inverse  # [B, 1, T, half], exact for any session length
     cos, sin = angle.cos(), angle.sin()
     return torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)
+
+
+def _slowed(speeds: Tensor, scaling: RopeScaling) -> Tensor:
+    turns = scaling.original_positions / (2 * math.pi) * speeds  # of each wave, over the original reach
+    kept = ((turns - scaling.low_frequency) / (scaling.high_frequency - scaling.low_frequency)).clamp(0, 1)
+    return kept * speeds + (1 - kept) * speeds / scaling.factor
 
 
 def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
@@ -74,12 +83,24 @@ class Attention(nn.Module):
         num_heads, num_kv_heads: Query and key heads.
         theta: Rotary base.
         sink_frames, window_frames: The mask.
+        head_width: Of one head; 0 is width / num_heads.
+        scaling: Of the rotation.
     """
 
-    def __init__(self, width: int, num_heads: int, num_kv_heads: int, theta: float, sink_frames: int, window_frames: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        num_kv_heads: int,
+        theta: float,
+        sink_frames: int,
+        window_frames: int,
+        head_width: int = 0,
+        scaling: RopeScaling | None = None,
+    ) -> None:
         super().__init__()
-        self.num_heads, self.num_kv_heads, self.head_width = num_heads, num_kv_heads, width // num_heads
-        self.theta, self.sink_frames, self.window_frames = theta, sink_frames, window_frames
+        self.num_heads, self.num_kv_heads, self.head_width = num_heads, num_kv_heads, head_width or width // num_heads
+        self.theta, self.scaling, self.sink_frames, self.window_frames = theta, scaling, sink_frames, window_frames
         self.q_proj = nn.Linear(width, num_heads * self.head_width, bias=False)
         self.k_proj = nn.Linear(width, num_kv_heads * self.head_width, bias=False)
         self.v_proj = nn.Linear(width, num_kv_heads * self.head_width, bias=False)
@@ -155,8 +176,8 @@ class Attention(nn.Module):
         visible = (p >= 0) & (p <= last) & (in_sink | (p > last - self.window_frames))  # [B, T, S]
         capped = q_position.clamp_max(self.sink_frames + self.window_frames)
         return Places(
-            rotation(q_position, self.head_width, self.theta, dtype),
-            rotation(capped, self.head_width, self.theta, dtype) if self.sink_frames else None,
+            rotation(q_position, self.head_width, self.theta, dtype, self.scaling),
+            rotation(capped, self.head_width, self.theta, dtype, self.scaling) if self.sink_frames else None,
             ~visible[:, None, None],
             slot,
         )

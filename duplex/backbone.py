@@ -43,11 +43,18 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.width, eps=1e-5)
+        self.input_layernorm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.self_attn = Attention(
-            config.width, config.num_heads, config.num_kv_heads, config.rope_theta, config.sink_frames, config.window_frames
+            config.width,
+            config.num_heads,
+            config.num_kv_heads,
+            config.rope_theta,
+            config.sink_frames,
+            config.window_frames,
+            config.head_width,
+            config.rope_scaling,
         )
-        self.post_attention_layernorm = nn.RMSNorm(config.width, eps=1e-5)
+        self.post_attention_layernorm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.mlp = SwiGLU(config.width, config.ff_width)
 
     def forward(self, x: Tensor, places: Places | None = None) -> Tensor:
@@ -79,7 +86,7 @@ class Backbone(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
-        self.norm = nn.RMSNorm(config.width, eps=1e-5)
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         for layer in self.layers:
             for out in (layer.self_attn.o_proj, layer.mlp.down_proj):
                 out.weight.data.mul_((2 * config.num_layers) ** -0.5)

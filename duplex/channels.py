@@ -44,8 +44,9 @@ class TextEmbedding(nn.Module):
             self.register_buffer("char_ids", torch.zeros(config.vocab_size, MAX_CHARS, dtype=torch.long))
 
     def set_spelling(self, char_ids: Tensor) -> None:
-        """Store the spelling of every token, [V, MAX_CHARS] from `Vocab.char_ids`."""
-        self.char_ids.copy_(char_ids)
+        """Store the spelling of every token, [V, MAX_CHARS] from `Vocab.char_ids`, where characters have vectors."""
+        if self.char is not None:
+            self.char_ids.copy_(char_ids)
 
     def forward(self, text: Tensor) -> Tensor:
         """[B, T] -> [B, T, D]."""

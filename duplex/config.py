@@ -63,6 +63,22 @@ ENCODER_CONFIGS: dict[str, type[FastConformerConfig] | type[WhisperConfig]] = {
 
 
 @dataclass(frozen=True)
+class RopeScaling:
+    """How Llama 3 slows the slow part of its rotary embedding down, to reach further than it was trained.
+
+    Attributes:
+        factor: By which waves longer than `original_positions / low_frequency` are slowed; 1 changes nothing.
+        low_frequency, high_frequency: Waves shorter than `original_positions / high_frequency` stay; those between are blended.
+        original_positions: The reach before.
+    """
+
+    factor: float
+    low_frequency: float
+    high_frequency: float
+    original_positions: int
+
+
+@dataclass(frozen=True)
 class BackboneConfig:
     """Llama-architecture decoder.
 
@@ -71,6 +87,9 @@ class BackboneConfig:
         rope_theta: Base of the rotary embedding.
         sink_frames: First frames that are always attended to.
         window_frames: How many further frames are attended to, the newest included.
+        head_width: Of one head; 0 is width / num_heads.
+        norm_eps: Of every RMSNorm.
+        rope_factor, rope_low_frequency, rope_high_frequency, rope_original_positions: See `RopeScaling`.
     """
 
     width: int = 320
@@ -81,6 +100,17 @@ class BackboneConfig:
     rope_theta: float = 10000.0
     sink_frames: int = 4
     window_frames: int = 200
+    head_width: int = 0
+    norm_eps: float = 1e-5
+    rope_factor: float = 1.0
+    rope_low_frequency: float = 1.0
+    rope_high_frequency: float = 4.0
+    rope_original_positions: int = 8192
+
+    @property
+    def rope_scaling(self) -> RopeScaling:
+        """The `rope_` settings in one."""
+        return RopeScaling(self.rope_factor, self.rope_low_frequency, self.rope_high_frequency, self.rope_original_positions)
 
 
 @dataclass(frozen=True)

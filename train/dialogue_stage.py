@@ -18,6 +18,7 @@ from duplex.model import DuplexModel, TrainOutput
 from duplex.vocab import Vocab
 from train.dialogue_data import ConversationBatch
 from train.encoder_stage import HEARD_SIL, ctc_loss, heard_loss, mask_features, random_first_frame
+from train.language_model import load_language_model, start_from
 from train.precision import autocast
 from train.reading import recognized
 from train.schedule import warmup_cosine
@@ -121,6 +122,7 @@ class DialogueStage(lightning.LightningModule):
         warmup_steps: Linear warm-up.
         corruption: Largest rate of `corrupt_codes`.
         loss: Weights.
+        init_language: Folder of a language model that `duplex import` wrote; the data must have its tokenizer.
         init_encoder: Lightning checkpoint of the encoder stage.
         init_model: Lightning checkpoint of an earlier speak or dialogue stage, or an exported checkpoint folder.
     """
@@ -135,6 +137,7 @@ class DialogueStage(lightning.LightningModule):
         warmup_steps: int = 150,
         corruption: float = 0.3,
         loss: LossConfig = LossConfig(),  # noqa: B008 - frozen
+        init_language: str | None = None,
         init_encoder: str | None = None,
         init_model: str | None = None,
     ) -> None:
@@ -142,7 +145,7 @@ class DialogueStage(lightning.LightningModule):
         self.num_steps, self.config, self.loss_config = num_steps, model, loss
         self.learning_rate, self.encoder_learning_rate, self.warmup_steps = learning_rate, encoder_learning_rate, warmup_steps
         self.freeze_encoder_steps, self.corruption = freeze_encoder_steps, corruption
-        self.init_encoder, self.init_model = init_encoder, init_model
+        self.init_language, self.init_encoder, self.init_model = init_language, init_encoder, init_model
         self.model: DuplexModel | None = None
         self.listener: nn.Linear | None = None
 
@@ -156,6 +159,8 @@ class DialogueStage(lightning.LightningModule):
         self.model = DuplexModel(config)
         self.model.fusion.text.set_spelling(data.vocab.char_ids())
         self.listener = nn.Linear(config.backbone.width, config.vocab_size)  # for training alone
+        if self.init_language:
+            start_from(self.model, load_language_model(self.init_language))
         if self.init_model:
             self._load_model(self.init_model)
         if self.init_encoder:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import struct
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from duplex.errors import UserError
+from train.sources import package_folder, read_tensors
 
 _CT2_DTYPES = {0: np.float32, 4: np.float16}
 _CT2_LAYER = {
@@ -38,7 +37,7 @@ def whisper_encoder_weights(source: str) -> dict[str, Tensor]:
     Raises:
         UserError: nothing of the kind is there, or the file is damaged.
     """
-    folder = _package_folder(source.removeprefix("package:")) if source.startswith("package:") else Path(source)
+    folder = _packaged_whisper(source.removeprefix("package:")) if source.startswith("package:") else Path(source)
     if (folder / "model.safetensors").is_file():
         return _from_transformers(folder / "model.safetensors")
     if (folder / "model.bin").is_file():
@@ -46,21 +45,15 @@ def whisper_encoder_weights(source: str) -> dict[str, Tensor]:
     raise UserError(f"{folder} holds no Whisper model; give a folder with model.safetensors (transformers) or model.bin (CTranslate2)")
 
 
-def _package_folder(name: str) -> Path:
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:
-        raise UserError(f"the package {name!r} is not installed; run `pip install {name.replace('_', '-')}`")
-    found = sorted(Path(spec.origin).parent.rglob("model.bin"))
+def _packaged_whisper(name: str) -> Path:
+    found = sorted(package_folder(name).rglob("model.bin"))
     if not found:
         raise UserError(f"the package {name!r} holds no model.bin; give the folder of a Whisper model instead")
     return found[0].parent
 
 
 def _from_transformers(path: Path) -> dict[str, Tensor]:
-    try:
-        tensors = load_file(path)
-    except Exception as error:  # safetensors raises its own type for damaged files
-        raise UserError(f"{path} is damaged ({error}); download it again") from error
+    tensors = read_tensors(path)
     shorter = {name.removeprefix("model."): value.float() for name, value in tensors.items()}
     weights = {name.removeprefix("encoder."): value for name, value in shorter.items() if name.startswith("encoder.")}
     weights.pop("embed_positions.weight", None)
