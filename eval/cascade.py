@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from duplex.errors import UserError
+from eval.draft import Scenario
 from eval.metrics import Segment
-from eval.scenarios import Scenario
-from eval.systems import AGENT_HZ, AgentVoice, Reply, num_samples
+from eval.systems import AGENT_HZ, AgentVoice, Reply, System, num_samples
 from eval.text import normalize, spell_out, word_errors
 from train import world
 from train.bank import USER_HZ
@@ -139,7 +139,7 @@ class Rules:
         return None
 
 
-class Cascade:
+class Cascade(System):
     """The system under test called `cascade`.
 
     Args:

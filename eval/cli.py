@@ -6,19 +6,29 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from duplex.errors import UserError
 
+if TYPE_CHECKING:
+    from eval.suites import Run, SuiteRun
+
+SUITES_HELP = "answers, turns, impatient, listening, backchannel, noise, echo, long, fdb, codec, or a scenario file (.yaml)"
+
 
 def _parser() -> argparse.ArgumentParser:
+    from serve.options import add_knobs
+
     parser = argparse.ArgumentParser(
         prog="duplex eval", description="Measure a system on benchmark suites: a table and a report folder, then one JSON line a suite."
     )
-    parser.add_argument("suites", nargs="*", metavar="SUITE", help="answers, turns, impatient, listening, backchannel, noise, echo, codec")
-    systems_help = "pocket, a checkpoint directory, wavs:DIR, cascade or truth (default: %(default)s)"
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=SUITES_HELP)
+    systems_help = "pocket, a checkpoint directory, wavs:DIR, ws://HOST:PORT/PATH, cascade or truth (default: %(default)s)"
     parser.add_argument("--system", default="pocket", help=systems_help)
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two report folders, instead of suites")
+    add_knobs(parser)
     parser.add_argument("--n", type=int, default=200, help="conversations a suite (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=60.0, help="length of suite long (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of scenarios, sampling and intervals (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("eval-report"), help="report folder (default: %(default)s)")
     parser.add_argument("--bank", type=Path, default=Path("data/bank"), help="utterance bank (default: %(default)s)")
@@ -32,7 +42,7 @@ def main(argv: list[str]) -> None:
     """Run the suites that `argv` names.
 
     Raises:
-        UserError: an unknown suite, system or split, a number out of range, a missing bank, an unwritable folder.
+        UserError: an unknown suite, system or split, a number out of range, a missing bank, a wrong scenario file, an unwritable folder.
     """
     args = _parser().parse_args(argv)
     if bool(args.suites) == bool(args.compare):
@@ -40,27 +50,73 @@ def main(argv: list[str]) -> None:
     if args.compare:
         _compare(args.compare[0], args.compare[1], args.seed)
         return
-    from eval.scenarios import BUILDERS, load_pool
-    from eval.suites import default_judge, run_suite
-    from eval.systems import load_system
+    _check(args)
+    _measure(args)
 
-    known = (*BUILDERS, "codec")
+
+def _check(args: argparse.Namespace) -> None:
+    from eval.scenarios import BUILDERS
+
+    known = (*BUILDERS, "long", "fdb", "codec")
     for suite in args.suites:
-        if suite not in known:
-            raise UserError(f"suite {suite!r} is unknown; use one or more of {', '.join(known)}")
+        if suite not in known and not suite.endswith((".yaml", ".yml")):
+            raise UserError(f"suite {suite!r} is unknown; use one or more of {', '.join(known)}, or a scenario file that ends in .yaml")
     if min(args.n, args.batch) < 1 or args.seed < 0:
         raise UserError(f"--n {args.n}, --batch {args.batch}, --seed {args.seed}: --n and --batch must be at least 1, --seed at least 0")
+    if not 0.5 <= args.minutes <= 24 * 60:
+        raise UserError(f"--minutes {args.minutes:g} is out of range; give 0.5 to {24 * 60}")
+
+
+def _measure(args: argparse.Namespace) -> None:
+    from eval.judge import default_judge
+    from eval.resume import Store
+    from eval.scenarios import load_pool
+    from eval.suites import Run
+    from eval.systems import load_system
+    from serve.options import sampling_of
+
+    sampling = sampling_of(args)
     suites = list(dict.fromkeys(args.suites))
     runs = [_codec(args)] if "codec" in suites else []
     suites = [suite for suite in suites if suite != "codec"]
+    stores: list[Store] = []
     if suites:
         pool = load_pool(args.bank, args.split)
-        system = load_system(args.system, args.device, args.seed)
-        judge = default_judge()
+        system, judge = load_system(args.system, args.device, args.seed, sampling), default_judge()
         for suite in suites:
-            with _progress(suite, args.n) as done:
-                runs.append(run_suite(suite, system, pool, judge, args.n, args.seed, args.batch, done))
+            size = args.minutes if suite == "long" else args.n
+            stores.append(Store(args.out / "unfinished", suite=suite, system=system.identity, seed=args.seed, size=size, **system.knobs))
+            runs.append(_one(args, Run(system, judge, args.seed, args.batch, stores[-1], _warn), suite, pool))
     _finish(runs, args.out)
+    for store in stores:
+        store.clear()
+
+
+def _one(args: argparse.Namespace, run: Run, suite: str, pool: list) -> SuiteRun:
+    """One suite, with a progress bar."""
+    if suite == "long":
+        from eval.long import run_long
+
+        with _progress(suite, args.minutes * 60) as done:
+            return run_long(run, pool, args.minutes, done)
+    if suite == "fdb":
+        from eval.fdb import run_fdb
+
+        with _progress(suite, args.n) as done:
+            return run_fdb(run, pool, args.n, args.out / "fdb", done)
+    from eval.scenario_file import is_scenario_file, read_scenarios
+    from eval.suites import run_scenarios, run_suite
+
+    if is_scenario_file(suite):
+        built = read_scenarios(Path(suite), pool, run.seed)
+        with _progress(suite, len(built)) as done:
+            return run_scenarios(run, Path(suite).stem, built, "file", done)
+    with _progress(suite, args.n) as done:
+        return run_suite(run, suite, pool, args.n, done)
+
+
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr)
 
 
 def _compare(first: Path, second: Path, seed: int) -> None:
@@ -113,7 +169,7 @@ def _finish(runs: list, out: Path) -> None:
         print(json.dumps(run.result))
 
 
-def _progress(suite: str, n: int):
+def _progress(suite: str, n: float):
     """A progress bar on stderr; its context gives a function of the number done."""
     from contextlib import contextmanager
 

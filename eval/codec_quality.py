@@ -12,7 +12,8 @@ import torch
 from codec.mel import LogMel
 from codec.model import Codec
 from duplex.errors import UserError
-from eval.suites import Figure, SuiteRun, summarize
+from eval.figures import Figure, summarize
+from eval.suites import SuiteRun
 from eval.text import word_errors
 from train.bank import AGENT_HZ, USER_HZ, Utterance, read_part
 

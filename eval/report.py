@@ -6,16 +6,16 @@ Every file appears whole or not at all.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from duplex.errors import UserError
-from eval.suites import Conversation, SuiteRun, TurnOutcome
+from eval.files import whole
+from eval.judge import Conversation, TurnOutcome
+from eval.suites import SuiteRun
 from eval.systems import AGENT_HZ
 
 MAX_WAVS = 20
@@ -58,18 +58,6 @@ def write_report(runs: Sequence[SuiteRun], folder: Path) -> None:
         ) from error
 
 
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to, renamed to it at the end and removed on an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".part-{path.name}")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def table_rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """(figure, value, 95 % interval, n) of every figure of a suite's result."""
     rows = []
@@ -87,12 +75,18 @@ def markdown(runs: Sequence[SuiteRun]) -> str:
     lines = ["# Evaluation", ""]
     for run in runs:
         r = run.result
-        lines += [f"## {r['suite']}", "", f"System `{r['system']}`, {r['n']} conversations, seed {r['seed']}.", ""]
+        knobs = "".join(f", {name} {r[name]:+g}" for name in ("eagerness", "yielding") if name in r)
+        lines += [f"## {r['suite']}", "", f"System `{r['system']}`{knobs}, {r['n']} conversations, seed {r['seed']}.", ""]
         lines += ["| figure | value | 95 % interval | n |", "|---|---|---|---|"]
         lines += [f"| {' | '.join(cell.strip() for cell in row)} |" for row in table_rows(r)]
         lines += ["", f"![latency]({r['suite']}-latency.png)", "", f"![timelines]({r['suite']}-timelines.png)", ""]
         if r["suite"] in SWEEPS:
             lines += [f"![accuracy by level]({r['suite']}-sweep.png)", ""]
+        failed = [c for c in run.conversations if c.reply.failed]
+        if failed:
+            lines += ["| the system failed in | how |", "|---|---|"]
+            lines += [f"| {c.scenario.id} | {c.reply.failed} |" for c in failed]
+            lines.append("")
         wrong = [(c, o) for c in run.conversations for o in c.outcomes if o.correct is False]
         if wrong:
             lines += ["| wrong in | asked | should be | heard |", "|---|---|---|---|"]
@@ -106,7 +100,7 @@ def _turn_row(conversation: Conversation, outcome: TurnOutcome) -> dict[str, Any
     row = {"id": conversation.scenario.id, "start_s": turn.start_s, "end_s": turn.end_s, "voice": turn.voice, "skill": turn.skill}
     row |= {"text": turn.text, "answer": turn.answer, "heard": outcome.heard, "own_text": outcome.own_text, "correct": outcome.correct}
     row |= {"response_s": outcome.response_s, "stop_s": outcome.stop_s, "false_alarm": outcome.false_alarm}
-    return row | {"pauses": turn.pauses, "takeovers": outcome.takeovers, "went_on": outcome.went_on}
+    return row | {"pauses": turn.pauses, "takeovers": outcome.takeovers, "went_on": outcome.went_on, "failed": outcome.failed}
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float]):

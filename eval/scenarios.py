@@ -9,22 +9,20 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from duplex.errors import UserError
+from eval.draft import Draft, Scenario
 from eval.echo import Echo
-from eval.metrics import Segment
-from eval.stimuli import KEYED, insert_pause, pause_sample, speech_shaped_noise
+from eval.stimuli import KEYED, pause_sample, speech_shaped_noise
 from train.augment import babble, colored_noise
 from train.bank import USER_HZ, Utterance, read_part
 from train.world import memory_answer
 
-FRAME_SAMPLES = 1280
-NOISE_FLOOR_DB = -70.0
 TAIL_S = 4.5
 CHARACTER_S = 0.09
 SPEECH_CHARACTERS_S = 18.0  # pace of the agent's voice
@@ -39,97 +37,6 @@ LENGTHY_CHARACTERS = 70  # such an answer takes about four seconds
 _Found = TypeVar("_Found", dict[str, list[Utterance]], list[Utterance])
 
 _MEMORY = {"name_ask": "name_tell", "like_ask": "like_tell"}
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One turn of the user and the answer it should get.
-
-    Attributes:
-        start_s, end_s: First and one past the last audible sample.
-        text, voice, skill: What is said, by whom, and what it asks for.
-        answer: The right answer.
-        key: The words that carry it, see `eval.text.is_correct`.
-        exact: Every word of the answer counts (repeat after me).
-        pauses: Silences inserted inside the turn.
-        over: The answer it interrupts, "" when the agent should be silent as it begins.
-        scored: The answer has room to be heard whole, so its words are judged.
-        backchannel: It wants no answer: the agent goes on.
-        snr_db: Level of the speech over a noise that lasts the whole conversation, None without one.
-        echo_db: Level of the agent's own voice in the user's channel, None where it does not come back.
-    """
-
-    start_s: float
-    end_s: float
-    text: str
-    voice: str
-    skill: str
-    answer: str
-    key: str = ""
-    exact: bool = False
-    pauses: tuple[Segment, ...] = ()
-    over: str = ""
-    scored: bool = True
-    backchannel: bool = False
-    snr_db: int | None = None
-    echo_db: int | None = None
-
-    @property
-    def interrupts(self) -> bool:
-        """Whether it begins while the agent should be speaking, and wants the turn."""
-        return bool(self.over) and not self.backchannel
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """One conversation: user audio, float32 [num_frames * 1280] at 16 kHz, its turns in order, and how the agent's voice comes back."""
-
-    id: str
-    audio: np.ndarray
-    turns: tuple[Turn, ...]
-    seed: int
-    echo: Echo | None = None
-
-    @property
-    def duration_s(self) -> float:
-        """Length in seconds, whole frames."""
-        return len(self.audio) / USER_HZ
-
-
-@dataclass
-class _Draft:
-    """A conversation being laid out."""
-
-    position: int
-    pieces: list[tuple[int, np.ndarray]] = field(default_factory=list)
-    turns: list[Turn] = field(default_factory=list)
-
-    def say(self, utterance: Utterance, answer: str, key: str, pause: tuple[int, int] | None = None, **flags: Any) -> None:
-        """Append a turn at the current position; `pause` is (sample of the utterance, length in samples)."""
-        audio = utterance.audio.astype(np.float32) / 32767.0
-        pauses: tuple[Segment, ...] = ()
-        if pause:
-            audio = insert_pause(audio, *pause)
-            first = self.position + pause[0]
-            pauses = ((first / USER_HZ, (first + pause[1]) / USER_HZ),)
-        self.pieces.append((self.position, audio))
-        start, self.position = self.position, self.position + len(audio)
-        flags = {"exact": utterance.skill == "repeat", "pauses": pauses, **flags}
-        span = (start / USER_HZ, self.position / USER_HZ)
-        self.turns.append(Turn(*span, utterance.text, utterance.voice, utterance.skill, answer, key, **flags))
-
-    def wait(self, seconds: float) -> None:
-        """Append silence."""
-        self.position += round(seconds * USER_HZ)
-
-    def finish(self, name: str, seed: int) -> Scenario:
-        """Render with a noise floor, in whole frames."""
-        num_frames = -(-self.position // FRAME_SAMPLES)
-        noise = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        audio = noise.normal(0.0, 10 ** (NOISE_FLOOR_DB / 20), num_frames * FRAME_SAMPLES).astype(np.float32)
-        for start, piece in self.pieces:
-            audio[start : start + len(piece)] += piece
-        return Scenario(name, np.clip(audio, -1.0, 1.0), tuple(self.turns), seed)
 
 
 def load_pool(bank: Path, split: str) -> list[Utterance]:
@@ -171,11 +78,13 @@ def _rng(suite: str, seed: int, index: int | str) -> random.Random:
     return random.Random(f"{suite}/{seed}/{index}")
 
 
-def _key(utterance: Utterance) -> str:
+def key_of(utterance: Utterance) -> str:
+    """The words that carry its answer, "" when no single word does."""
     return utterance.value if utterance.skill in KEYED else ""
 
 
-def _tail_s(answer: str) -> float:
+def tail_s(answer: str) -> float:
+    """Silence after a turn, long enough to hear the answer whole."""
     return TAIL_S + CHARACTER_S * len(answer)
 
 
@@ -198,22 +107,22 @@ def _answers(pool: Sequence[Utterance], n: int, seed: int) -> list[Scenario]:
     scenarios = []
     for i in range(n):
         rng, main = _rng("answers", seed, i), order[i % len(order)]
-        draft = _Draft(0)
+        draft = Draft(0)
         draft.wait(rng.uniform(0.5, 1.0))
-        answer, key, exact = main.answer, _key(main), main.skill == "repeat"
+        answer, key, exact = main.answer, key_of(main), main.skill == "repeat"
         if answer is None:
             before = _partner(main, pool, rng)
             if before is None:
                 raise UserError(f"voice {main.voice} asks {main.text!r} but says nothing to refer to; build a larger test part of the bank")
             assert before.answer
-            draft.say(before, before.answer, _key(before))
-            draft.wait(_tail_s(before.answer))
+            draft.say(before, before.answer, key_of(before))
+            draft.wait(tail_s(before.answer))
             if main.skill in _MEMORY:
                 answer, key = memory_answer(main.skill, before.value), before.value
             else:  # say that again
-                answer, key, exact = before.answer, _key(before), before.skill == "repeat"
+                answer, key, exact = before.answer, key_of(before), before.skill == "repeat"
         draft.say(main, answer, key, exact=exact)
-        draft.wait(_tail_s(answer))
+        draft.wait(tail_s(answer))
         scenarios.append(draft.finish(f"answers-{i:04d}", seed))
     return scenarios
 
@@ -241,15 +150,19 @@ def _noise(pool: Sequence[Utterance], n: int, seed: int) -> list[Scenario]:
             noise = babble([others[k] for k in picks], len(scenario.audio), generator)
         else:
             noise = colored_noise(len(scenario.audio), generator.uniform(0, 2), generator)
-        spans = [scenario.audio[round(t.start_s * USER_HZ) : round(t.end_s * USER_HZ)] for t in scenario.turns]
-        level = float(np.sqrt((np.concatenate(spans) ** 2).mean()))
         for snr_db in NOISE_DB:
-            audio = scenario.audio if snr_db is None else scenario.audio + level * 10 ** (-snr_db / 20) * noise
-            audio = (audio / max(float(np.abs(audio).max()), 1.0)).astype(np.float32)
             name = scenario.id.replace("answers", "noise") + ("-clean" if snr_db is None else f"-{snr_db:02d}db")
-            turns = tuple(replace(turn, snr_db=snr_db) for turn in scenario.turns)
-            scenarios.append(replace(scenario, id=name, audio=audio, turns=turns))
+            scenarios.append(replace(over_noise(scenario, noise, snr_db), id=name))
     return scenarios[:n]
+
+
+def over_noise(scenario: Scenario, noise: np.ndarray, snr_db: int | None) -> Scenario:
+    """The scenario with `noise`, of its length and level 1, so far below the speech; None leaves it out."""
+    spans = [scenario.audio[round(t.start_s * USER_HZ) : round(t.end_s * USER_HZ)] for t in scenario.turns]
+    level = float(np.sqrt((np.concatenate(spans) ** 2).mean()))
+    audio = scenario.audio if snr_db is None else scenario.audio + level * 10 ** (-snr_db / 20) * noise
+    audio = (audio / max(float(np.abs(audio).max()), 1.0)).astype(np.float32)
+    return replace(scenario, audio=audio, turns=tuple(replace(turn, snr_db=snr_db) for turn in scenario.turns))
 
 
 def _echo(pool: Sequence[Utterance], n: int, seed: int) -> list[Scenario]:
@@ -292,7 +205,7 @@ def _turns(pool: Sequence[Utterance], n: int, seed: int) -> list[Scenario]:
     for i in range(n):
         rng = _rng("turns", seed, i)
         voice = rng.choice(sorted(plain))
-        draft = _Draft(0)
+        draft = Draft(0)
         taken: list[Utterance] = []
         draft.wait(rng.uniform(0.5, 1.0))
         first = rng.randint(0, 1)
@@ -303,8 +216,8 @@ def _turns(pool: Sequence[Utterance], n: int, seed: int) -> list[Scenario]:
             at = pause_sample(said) if paused else None
             pause = (at, round(rng.uniform(0.3, 1.5) * USER_HZ)) if at is not None else None
             assert said.answer
-            draft.say(said, said.answer, _key(said), pause, scored=False)
-            draft.wait(_tail_s(said.answer) + rng.uniform(0.0, 0.5))
+            draft.say(said, said.answer, key_of(said), pause, scored=False)
+            draft.wait(tail_s(said.answer) + rng.uniform(0.0, 0.5))
         scenarios.append(draft.finish(f"turns-{i:04d}", seed))
     return scenarios
 
@@ -318,7 +231,7 @@ def _impatient(pool: Sequence[Utterance], n: int, seed: int) -> list[Scenario]:
     for i in range(n):
         rng = _rng("impatient", seed, i)
         voice = rng.choice(sorted(lengthy))
-        draft = _Draft(0)
+        draft = Draft(0)
         taken: list[Utterance] = []
         draft.wait(rng.uniform(0.5, 1.0))
         num_turns = rng.randint(3, 4)
@@ -328,8 +241,8 @@ def _impatient(pool: Sequence[Utterance], n: int, seed: int) -> list[Scenario]:
             said = _pick(rng, choices, taken)
             taken.append(said)
             assert said.answer
-            draft.say(said, said.answer, _key(said), over=taken[j - 1].answer or "" if j else "", scored=last)
-            draft.wait(_tail_s(said.answer) if last else max(1.0, (RESPONSE_S + len(said.answer) / SPEECH_CHARACTERS_S) / 2))
+            draft.say(said, said.answer, key_of(said), over=taken[j - 1].answer or "" if j else "", scored=last)
+            draft.wait(tail_s(said.answer) if last else max(1.0, (RESPONSE_S + len(said.answer) / SPEECH_CHARACTERS_S) / 2))
         scenarios.append(draft.finish(f"impatient-{i:04d}", seed))
     return scenarios
 
@@ -348,12 +261,12 @@ def _backchannel(pool: Sequence[Utterance], n: int, seed: int) -> list[Scenario]
         voice = rng.choice(sorted(lengthy))
         asked, aside = rng.choice(lengthy[voice]), rng.choice(asides[voice])
         assert asked.answer
-        draft = _Draft(0)
+        draft = Draft(0)
         draft.wait(rng.uniform(0.5, 1.0))
         draft.say(asked, asked.answer, "", scored=False)
         draft.wait(RESPONSE_S + rng.uniform(0.2, 0.4) * len(asked.answer) / SPEECH_CHARACTERS_S)
         draft.say(aside, "", "", over=asked.answer, scored=False, backchannel=True)
-        draft.wait(_tail_s(asked.answer))
+        draft.wait(tail_s(asked.answer))
         scenarios.append(draft.finish(f"backchannel-{i:04d}", seed))
     return scenarios
 

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from types import MappingProxyType
 
 import numpy as np
 
 from duplex.errors import UserError
+from duplex.sampling import Sampling
+from eval.draft import Scenario
 from eval.echo import AGENT_HZ, FRAME_S, EchoPaths
-from eval.scenarios import Scenario
+from serve.options import knobs_on
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a session cost, frame by frame: milliseconds of the step, and bytes of memory of the process (0 where the system hides it)."""
+
+    step_ms: np.ndarray
+    rss_bytes: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -23,31 +35,61 @@ class Reply:
     Attributes:
         audio: float32 [num_samples] at 24 kHz, as long as the scenario.
         text_events: (time_s, piece) of the agent's own text channel, pieces with their leading spaces; empty when it has none.
+        failed: Why there is nothing to judge, None where there is.
+        load: Of a session run alone.
     """
 
     audio: np.ndarray
     text_events: tuple[tuple[float, str], ...] = ()
+    failed: str | None = None
+    load: Load | None = None
 
 
-class System(Protocol):
-    """Anything that can be measured. `name` is what the report calls it."""
+class System:
+    """Anything that can be measured.
+
+    Attributes:
+        name: What the report calls it.
+        knobs: Those that are on.
+    """
 
     name: str
+    knobs: Mapping[str, float] = MappingProxyType({})
+
+    @property
+    def identity(self) -> str:
+        """Changes when its replies would."""
+        return self.name
 
     def respond(self, scenarios: Sequence[Scenario]) -> list[Reply]:
         """Answer a batch of scenarios, one reply each, in order."""
-        ...
+        raise NotImplementedError
 
 
-class InProcess:
+class InProcess(System):
     """A checkpoint run here, frame by frame, a batch at a time."""
 
-    def __init__(self, checkpoint: str, device: str, seed: int) -> None:
+    def __init__(self, checkpoint: str, device: str, seed: int, sampling: Sampling) -> None:
         from duplex.checkpoint import load_speaker
 
-        self.name = checkpoint
+        self.name, self.knobs = checkpoint, knobs_on(sampling)
         self._speaker = load_speaker(checkpoint, device)
-        self._seed = seed
+        self._seed, self._sampling = seed, sampling
+
+    @property
+    def identity(self) -> str:
+        """Name and checksum of the weights."""
+        crc = 0
+        for module in (self._speaker.model, self._speaker.codec):
+            for tensor in module.state_dict().values():
+                crc = zlib.crc32(tensor.cpu().numpy().tobytes(), crc)
+        return f"{self.name} {crc:08x}"
+
+    def with_knobs(self, sampling: Sampling) -> InProcess:
+        """The same checkpoint with other knobs."""
+        other = object.__new__(InProcess)
+        other.__dict__ = self.__dict__ | {"knobs": knobs_on(sampling), "_sampling": sampling}
+        return other
 
     def respond(self, scenarios: Sequence[Scenario]) -> list[Reply]:
         """One batch through the model."""
@@ -55,15 +97,47 @@ class InProcess:
 
         echoes = [scenario.echo for scenario in scenarios]
         microphones = EchoPaths(echoes) if any(echoes) else None
-        replies = respond(self._speaker, [scenario.audio for scenario in scenarios], self._seed, microphones=microphones)
+        audios = [scenario.audio for scenario in scenarios]
+        replies = respond(self._speaker, audios, self._seed, self._sampling, microphones)
         return [
             Reply(fit(reply.audio, scenario), tuple((frame * FRAME_S, piece) for frame, piece in reply.text_events))
             for reply, scenario in zip(replies, scenarios, strict=True)
         ]
 
+    def endure(self, scenario: Scenario, progress: Callable[[float], None] = lambda seconds: None) -> Reply:
+        """One scenario through one live session, with what every frame cost; `progress` gets the seconds done.
 
-class WavFolder:
-    """Any system's output, recorded before: `DIR/ID.wav` for every scenario, aligned with its start."""
+        Memory for the result is taken before the first frame, so that what grows is the session.
+        """
+        from serve.session import Session
+
+        session = Session(self._speaker, self._seed, self._sampling)
+        frames = scenario.audio.reshape(-1, self._speaker.clock.input_samples)
+        audio = np.full((len(frames), self._speaker.clock.output_samples), 1e-9, np.float32)
+        step_ms, rss_bytes = np.ones(len(frames)), np.ones(len(frames))
+        events: list[tuple[float, str]] = []
+        for i, user in enumerate(frames):
+            begin = time.perf_counter()
+            (frame,) = session.push(user)
+            step_ms[i] = (time.perf_counter() - begin) * 1000
+            rss_bytes[i] = resident_bytes()
+            audio[i] = frame.audio
+            if frame.text:
+                events.append((i * FRAME_S, frame.text))
+            progress((i + 1) * FRAME_S)
+        return Reply(fit(audio.ravel(), scenario), tuple(events), load=Load(step_ms, rss_bytes))
+
+
+def resident_bytes() -> int:
+    """Memory of this process; 0 where /proc does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    except OSError:
+        return 0
+
+
+class WavFolder(System):
+    """Any system's output, recorded before: `DIR/ID.wav` for every scenario, aligned with its start and at least as long."""
 
     def __init__(self, folder: str) -> None:
         self.name = f"wavs:{folder}"
@@ -88,7 +162,13 @@ class WavFolder:
             audio, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             raise UserError(f"{path} cannot be read as audio ({error}); write it again as a wav") from error
-        return Reply(fit(soxr.resample(audio[:, -1], rate_hz, AGENT_HZ), scenario))
+        agent = soxr.resample(audio[:, -1], rate_hz, AGENT_HZ)
+        if num_samples(scenario) - len(agent) > FRAME_S * AGENT_HZ:
+            found, wanted = len(agent) / AGENT_HZ, scenario.duration_s
+            return Reply(
+                agent, failed=f"{path} lasts {found:.2f} s and should last {wanted:.2f} s, aligned with the scenario from its start"
+            )
+        return Reply(fit(agent, scenario))
 
 
 class AgentVoice:
@@ -111,7 +191,7 @@ class AgentVoice:
         return speech.audio[start:end], words or ((0.0, " " + text),)
 
 
-class Truth:
+class Truth(System):
     """Says the right answer 0.3 s after each turn and stops 0.3 s into an interruption: what the judges make of a perfect agent."""
 
     def __init__(self) -> None:
@@ -147,23 +227,29 @@ def fit(audio: np.ndarray, scenario: Scenario) -> np.ndarray:
     return np.pad(audio[:size].astype(np.float32), (0, max(size - len(audio), 0)))
 
 
-def load_system(name: str, device: str = "cpu", seed: int = 1) -> System:
+def load_system(name: str, device: str = "cpu", seed: int = 1, sampling: Sampling = Sampling()) -> System:  # noqa: B008 - frozen
     """Build a system by the name given to `--system`.
 
     Raises:
-        UserError: it is no known system, checkpoint directory or wav folder.
+        UserError: it is no known system, checkpoint directory, wav folder or server that answers, or a knob is on that it does not have.
     """
+    if name == "pocket" or Path(name).is_dir():
+        return InProcess(name, device, seed, sampling)
+    if sampling.has_knobs:
+        raise UserError(f"system {name!r} has no --eagerness and no --yielding; give them with a checkpoint")
     if name.startswith("wavs:"):
         return WavFolder(name.removeprefix("wavs:"))
+    if name.startswith(("ws://", "wss://")):
+        from eval.remote import load_remote
+
+        return load_remote(name)
     if name == "truth":
         return Truth()
     if name == "cascade":
         from eval.cascade import load_cascade
 
         return load_cascade()
-    if name == "pocket" or Path(name).is_dir():
-        return InProcess(name, device, seed)
-    raise UserError(f"system {name!r} is unknown; use pocket, a checkpoint directory, wavs:DIR, cascade or truth")
+    raise UserError(f"system {name!r} is unknown; use pocket, a checkpoint directory, wavs:DIR, ws://HOST:PORT/PATH, cascade or truth")
 
 
 def batches(scenarios: Sequence[Scenario], size: int) -> list[list[int]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eval.scenarios import Scenario
-from eval.suites import Judge
-from eval.systems import AGENT_HZ, Reply, num_samples
+from eval.draft import Scenario
+from eval.judge import Judge
+from eval.systems import AGENT_HZ, Reply, System, num_samples
 from train.bank import USER_HZ, Utterance, Word
 
 QUESTIONS = [
@@ -38,7 +38,7 @@ def pool() -> list[Utterance]:
     return [make_utterance(i, *row) for i, row in enumerate(rows)]
 
 
-class ScriptedSystem:
+class ScriptedSystem(System):
     """Answers `delay_s` after each turn for as long as the answer takes, and stops `stop_s` into an interruption.
 
     Its audio is a level that names the turn (0.1, 0.2, ...), so that `ears` knows what it said.

@@ -4,6 +4,7 @@ import pytest
 from duplex.errors import UserError
 from eval import cascade, scenarios, systems
 from eval.cascade import Cascade, Rules
+from eval.draft import Scenario
 from train.bank import USER_HZ
 
 
@@ -52,8 +53,8 @@ class _Voice:
         return np.full(systems.AGENT_HZ, 0.5, np.float32), ((0.0, " " + text), (0.5, " end"))
 
 
-def _scenario(seconds: float) -> scenarios.Scenario:
-    return scenarios.Scenario("a", np.zeros(round(seconds * USER_HZ), np.float32), (), 1)
+def _scenario(seconds: float) -> Scenario:
+    return Scenario("a", np.zeros(round(seconds * USER_HZ), np.float32), (), 1)
 
 
 def test_it_answers_after_the_silence_and_stops_when_spoken_to():

@@ -7,7 +7,8 @@ import soundfile
 
 from duplex.cli import run
 from duplex.errors import UserError
-from eval import cli, scenarios, suites, systems
+from duplex.sampling import Sampling
+from eval import cli, judge, scenarios, systems
 from tests.eval.conftest import ScriptedSystem
 
 
@@ -28,7 +29,7 @@ def test_errors_are_one_sentence(arguments, message, capsys):
     assert capsys.readouterr().err.startswith("error: ")
 
 
-@pytest.mark.parametrize("name", ["ws://localhost:8998", "no/such/folder", "wavs:no/such/folder"])
+@pytest.mark.parametrize("name", ["no/such/folder", "wavs:no/such/folder"])
 def test_unknown_systems(name):
     with pytest.raises(UserError, match="wavs:DIR"):
         systems.load_system(name)
@@ -37,8 +38,8 @@ def test_unknown_systems(name):
 def test_the_command_ends_with_one_json_line_a_suite(pool, tmp_path, monkeypatch, capsys):
     system = ScriptedSystem(0.3)
     monkeypatch.setattr(scenarios, "load_pool", lambda bank, split: pool)
-    monkeypatch.setattr(suites, "default_judge", system.ears)
-    monkeypatch.setattr(systems, "load_system", lambda name, device, seed: system)
+    monkeypatch.setattr(judge, "default_judge", system.ears)
+    monkeypatch.setattr(systems, "load_system", lambda name, device, seed, sampling: system)
     cli.main(["answers", "turns", "--n", "3", "--out", str(tmp_path / "r")])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()[-2:]]
     assert [line["suite"] for line in lines] == ["answers", "turns"] and all(line["n"] == 3 for line in lines)
@@ -50,10 +51,13 @@ def test_the_command_ends_with_one_json_line_a_suite(pool, tmp_path, monkeypatch
 
 def test_wav_folder(pool, tmp_path):
     (first, second) = scenarios.build("answers", pool, 2, 1)
-    soundfile.write(tmp_path / f"{first.id}.wav", np.full(8000, 0.5), 8000)
+    wanted = systems.num_samples(first)
+    soundfile.write(tmp_path / f"{first.id}.wav", np.full(wanted // 3 + 4000, 0.5), 8000)  # longer: somebody stopped it late
     reply = systems.load_system(f"wavs:{tmp_path}").respond([first])[0]
-    assert len(reply.audio) == systems.num_samples(first) and reply.text_events == ()
-    assert np.allclose(reply.audio[2000:22000], 0.5, atol=0.02) and not reply.audio[25000:].any()
+    assert len(reply.audio) == wanted and reply.text_events == () and np.allclose(reply.audio[2000:], 0.5, atol=0.02)
+    soundfile.write(tmp_path / f"{first.id}.wav", np.full(8000, 0.5), 8000)
+    short = systems.load_system(f"wavs:{tmp_path}").respond([first])[0]
+    assert short.failed and f"lasts 1.00 s and should last {first.duration_s:.2f} s" in short.failed
     with pytest.raises(UserError, match=f"{second.id}.wav is missing"):
         systems.load_system(f"wavs:{tmp_path}").respond([second])
     (tmp_path / f"{second.id}.wav").write_bytes(b"no audio")
@@ -69,12 +73,12 @@ def test_in_process_passes_audio_and_converts_frames(pool, tmp_path, monkeypatch
     scenario = scenarios.build("answers", pool, 1, 1)[0]
     seen = {}
 
-    def respond(speaker, audios, seed, microphones):
-        seen.update(speaker=speaker, audio=audios[0], seed=seed, microphones=microphones)
+    def respond(speaker, audios, seed, sampling, microphones):
+        seen.update(speaker=speaker, audio=audios[0], seed=seed, sampling=sampling, microphones=microphones)
         return [SimpleNamespace(audio=np.ones(2400, np.float32), text_events=[(25, " Hello")])]
 
     monkeypatch.setattr(checkpoint, "load_speaker", lambda name, device: f"{name} on {device}")
     monkeypatch.setitem(sys.modules, "serve.batch", SimpleNamespace(respond=respond))
-    reply = systems.load_system("pocket", "cpu", 7).respond([scenario])[0]
-    assert seen == {"speaker": "pocket on cpu", "audio": scenario.audio, "seed": 7, "microphones": None}
+    reply = systems.load_system("pocket", "cpu", 7, Sampling(yielding=1.0)).respond([scenario])[0]
+    assert seen == {"speaker": "pocket on cpu", "audio": scenario.audio, "seed": 7, "sampling": Sampling(yielding=1.0), "microphones": None}
     assert reply.text_events == ((2.0, " Hello"),) and len(reply.audio) == systems.num_samples(scenario)

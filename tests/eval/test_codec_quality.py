@@ -10,8 +10,8 @@ import pytest
 from codec.checkpoint import load_codec
 from duplex.cli import main as duplex
 from eval.codec_quality import Sentence, figures, measure, roundtrip, run_codec_suite
+from eval.figures import summarize
 from eval.report import write_report
-from eval.suites import summarize
 from train.bank import Utterance
 
 

@@ -5,14 +5,16 @@ import numpy as np
 import pytest
 import soundfile
 
-from eval import report, suites
+from eval import figures, files, report
+from eval.figures import Figure, summarize
+from eval.judge import Judge
 from eval.metrics import mean
-from eval.suites import Figure, run_suite, summarize
+from eval.suites import Run, run_suite
 from tests.eval.conftest import ScriptedSystem
 
 
 def run(suite, pool, system, n=6):
-    return run_suite(suite, system, pool, system.ears(), n, seed=1, batch=4)
+    return run_suite(Run(system, system.ears(), batch=4), suite, pool, n)
 
 
 def test_a_good_agent_in_answers(pool):
@@ -28,10 +30,10 @@ def test_a_good_agent_in_answers(pool):
 def test_a_wrong_answer_and_a_silent_agent_count(pool):
     system = ScriptedSystem(0.3)
     ears = system.ears()
-    deaf = suites.Judge(ears.vad, lambda audio: "The capital of France is Paris.")
-    by_skill = run_suite("answers", system, pool, deaf, 16, 1).result["accuracy_by_skill"]
+    deaf = Judge(ears.vad, lambda audio: "The capital of France is Paris.")
+    by_skill = run_suite(Run(system, deaf), "answers", pool, 16).result["accuracy_by_skill"]
     assert by_skill["capital"] == 1.0 and by_skill["plus"] == by_skill["long"] == 0.0
-    silent = run_suite("answers", system, pool, suites.Judge(lambda audio: [], ears.asr), 4, 1).result
+    silent = run_suite(Run(system, Judge(lambda audio: [], ears.asr)), "answers", pool, 4).result
     assert silent["no_answer_rate"] == 1.0 and silent["accuracy"] == 0.0 and silent["response_s"] is None
 
 
@@ -68,16 +70,16 @@ def test_backchannel(pool):
 def test_noise(pool, tmp_path):
     system = ScriptedSystem(0.3)
     ears = system.ears()
-    result = run_suite("noise", system, pool, ears, 40, 1)
+    result = run_suite(Run(system, ears), "noise", pool, 40)
     assert {result.result[f"accuracy_{name}"] for name in ("clean", "20db", "10db", "5db", "0db")} == {1.0}
     assert result.result["relative_10db"] == 1.0 and result.result["false_alarm_rate_0db"] == 0.0
     outcomes = [o for c in result.conversations for o in c.outcomes]
     worse = [replace(o, correct=o.turn.snr_db is None or i % 2 == 0) for i, o in enumerate(outcomes)]
-    figures = summarize(suites.FIGURES["noise"](worse), 1)
-    assert figures["accuracy_clean"] == 1.0 and 0 < figures["relative_10db"] == figures["accuracy_10db"] < 1.0
+    worsened = summarize(figures.FIGURES["noise"](worse), 1)
+    assert worsened["accuracy_clean"] == 1.0 and 0 < worsened["relative_10db"] == worsened["accuracy_10db"] < 1.0
     report.write_report([result], tmp_path)
     assert (tmp_path / "noise-sweep.png").stat().st_size > 5000 and "noise-sweep.png" in (tmp_path / "report.md").read_text()
-    few = run_suite("noise", system, pool, ears, 2, 1)  # not even every level
+    few = run_suite(Run(system, ears), "noise", pool, 2)  # not even every level
     assert few.result["accuracy_10db"] is None and few.result["relative_10db"] is None
     report.write_report([few], tmp_path)
 
@@ -129,7 +131,7 @@ def test_report_folder(pool, tmp_path):
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError), report.whole(tmp_path / "x.json") as path:
+    with pytest.raises(RuntimeError), files.whole(tmp_path / "x.json") as path:
         path.write_text("half")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []

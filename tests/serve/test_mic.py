@@ -71,7 +71,7 @@ def test_ctrl_c_ends_it_with_a_whole_recording(install, tiny_checkpoint: Path, t
 
 
 def test_a_recording_is_what_eval_reads(install, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    from eval.scenarios import Scenario
+    from eval.draft import Scenario
     from eval.systems import WavFolder
 
     install(noise(1.0), interrupt)

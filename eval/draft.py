@@ -1,0 +1,112 @@
+"""A test conversation with an exact truth, and how it is laid out.
+
+user    [ what is two .... plus two ]                        [ stop ]
+          start_s   pauses        end_s
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from eval.echo import Echo
+from eval.metrics import Segment
+from eval.stimuli import insert_pause
+from train.bank import USER_HZ, Utterance
+
+FRAME_SAMPLES = 1280
+NOISE_FLOOR_DB = -70.0
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of the user and the answer it should get.
+
+    Attributes:
+        start_s, end_s: First and one past the last audible sample.
+        text, voice, skill: What is said, by whom, and what it asks for.
+        answer: The right answer.
+        key: The words that carry it, see `eval.text.is_correct`.
+        exact: Every word of the answer counts (repeat after me).
+        pauses: Silences inserted inside the turn.
+        over: The answer it interrupts, "" when the agent should be silent as it begins.
+        scored: The answer has room to be heard whole, so its words are judged.
+        backchannel: It wants no answer: the agent goes on.
+        snr_db: Level of the speech over a noise that lasts the whole conversation, None without one.
+        echo_db: Level of the agent's own voice in the user's channel, None where it does not come back.
+    """
+
+    start_s: float
+    end_s: float
+    text: str
+    voice: str
+    skill: str
+    answer: str
+    key: str = ""
+    exact: bool = False
+    pauses: tuple[Segment, ...] = ()
+    over: str = ""
+    scored: bool = True
+    backchannel: bool = False
+    snr_db: int | None = None
+    echo_db: int | None = None
+
+    @property
+    def interrupts(self) -> bool:
+        """Whether it begins while the agent should be speaking, and wants the turn."""
+        return bool(self.over) and not self.backchannel
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One conversation: user audio, float32 [num_frames * 1280] at 16 kHz, its turns in order, and how the agent's voice comes back."""
+
+    id: str
+    audio: np.ndarray
+    turns: tuple[Turn, ...]
+    seed: int
+    echo: Echo | None = None
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds, whole frames."""
+        return len(self.audio) / USER_HZ
+
+
+@dataclass
+class Draft:
+    """A conversation being laid out."""
+
+    position: int
+    pieces: list[tuple[int, np.ndarray]] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+
+    def say(self, utterance: Utterance, answer: str, key: str, pause: tuple[int, int] | None = None, **flags: Any) -> None:
+        """Append a turn at the current position; `pause` is (sample of the utterance, length in samples)."""
+        audio = utterance.audio.astype(np.float32) / 32767.0
+        pauses: tuple[Segment, ...] = ()
+        if pause:
+            audio = insert_pause(audio, *pause)
+            first = self.position + pause[0]
+            pauses = ((first / USER_HZ, (first + pause[1]) / USER_HZ),)
+        self.pieces.append((self.position, audio))
+        start, self.position = self.position, self.position + len(audio)
+        flags = {"exact": utterance.skill == "repeat", "pauses": pauses, **flags}
+        span = (start / USER_HZ, self.position / USER_HZ)
+        self.turns.append(Turn(*span, utterance.text, utterance.voice, utterance.skill, answer, key, **flags))
+
+    def wait(self, seconds: float) -> None:
+        """Append silence."""
+        self.position += round(seconds * USER_HZ)
+
+    def finish(self, name: str, seed: int) -> Scenario:
+        """Render with a noise floor, in whole frames."""
+        num_frames = -(-self.position // FRAME_SAMPLES)
+        noise = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        audio = noise.normal(0.0, 10 ** (NOISE_FLOOR_DB / 20), num_frames * FRAME_SAMPLES).astype(np.float32)
+        for start, piece in self.pieces:
+            audio[start : start + len(piece)] += piece
+        return Scenario(name, np.clip(audio, -1.0, 1.0), tuple(self.turns), seed)
