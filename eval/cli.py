@@ -6,11 +6,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from duplex.errors import UserError
 
 if TYPE_CHECKING:
+    from duplex.sampling import Sampling
     from eval.suites import Run, SuiteRun
 
 SUITES_HELP = "answers, turns, impatient, listening, backchannel, noise, echo, long, fdb, codec, or a scenario file (.yaml)"
@@ -27,6 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--system", default="pocket", help=systems_help)
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two report folders, instead of suites")
     add_knobs(parser)
+    parser.add_argument("--sweep", metavar="KNOB=V,V,...", help="run the suites at every value of a knob, and draw the curve")
     parser.add_argument("--n", type=int, default=200, help="conversations a suite (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=60.0, help="length of suite long (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of scenarios, sampling and intervals (default: %(default)s)")
@@ -51,7 +53,17 @@ def main(argv: list[str]) -> None:
         _compare(args.compare[0], args.compare[1], args.seed)
         return
     _check(args)
-    _measure(args)
+    from serve.options import sampling_of
+
+    if not args.sweep:
+        _measure(args, sampling_of(args), args.out)
+        return
+    from eval.sweep import parse_sweep, run_sweep
+
+    sweep = parse_sweep(args.sweep)
+    if sampling_of(args).has_knobs or "codec" in args.suites:
+        raise UserError("--sweep sets the knobs itself, of suites of conversations; leave out --eagerness, --yielding and codec")
+    run_sweep(sweep, lambda sampling, name: _measure(args, sampling, args.out / name), args.out)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -67,15 +79,14 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--minutes {args.minutes:g} is out of range; give 0.5 to {24 * 60}")
 
 
-def _measure(args: argparse.Namespace) -> None:
+def _measure(args: argparse.Namespace, sampling: Sampling, out: Path) -> list[dict[str, Any]]:
+    """Run the suites, write their report to `out`, print tables and JSON lines, and return the results."""
     from eval.judge import default_judge
     from eval.resume import Store
     from eval.scenarios import load_pool
     from eval.suites import Run
     from eval.systems import load_system
-    from serve.options import sampling_of
 
-    sampling = sampling_of(args)
     suites = list(dict.fromkeys(args.suites))
     runs = [_codec(args)] if "codec" in suites else []
     suites = [suite for suite in suites if suite != "codec"]
@@ -85,14 +96,15 @@ def _measure(args: argparse.Namespace) -> None:
         system, judge = load_system(args.system, args.device, args.seed, sampling), default_judge()
         for suite in suites:
             size = args.minutes if suite == "long" else args.n
-            stores.append(Store(args.out / "unfinished", suite=suite, system=system.identity, seed=args.seed, size=size, **system.knobs))
-            runs.append(_one(args, Run(system, judge, args.seed, args.batch, stores[-1], _warn), suite, pool))
-    _finish(runs, args.out)
+            stores.append(Store(out / "unfinished", suite=suite, system=system.identity, seed=args.seed, size=size, **system.knobs))
+            runs.append(_one(args, Run(system, judge, args.seed, args.batch, stores[-1], _warn), suite, pool, out))
+    _finish(runs, out)
     for store in stores:
         store.clear()
+    return [run.result for run in runs]
 
 
-def _one(args: argparse.Namespace, run: Run, suite: str, pool: list) -> SuiteRun:
+def _one(args: argparse.Namespace, run: Run, suite: str, pool: list, out: Path) -> SuiteRun:
     """One suite, with a progress bar."""
     if suite == "long":
         from eval.long import run_long
@@ -103,7 +115,7 @@ def _one(args: argparse.Namespace, run: Run, suite: str, pool: list) -> SuiteRun
         from eval.fdb import run_fdb
 
         with _progress(suite, args.n) as done:
-            return run_fdb(run, pool, args.n, args.out / "fdb", done)
+            return run_fdb(run, pool, args.n, out / "fdb", done)
     from eval.scenario_file import is_scenario_file, read_scenarios
     from eval.suites import run_scenarios, run_suite
 
