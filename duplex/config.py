@@ -56,9 +56,42 @@ class WhisperConfig:
     kind: Literal["whisper"] = "whisper"
 
 
-ENCODER_CONFIGS: dict[str, type[FastConformerConfig] | type[WhisperConfig]] = {
+@dataclass(frozen=True)
+class CacheAwareConfig:
+    """NVIDIA's cache-aware streaming FastConformer; the defaults are `stt_en_fastconformer_hybrid_large_streaming_80ms`.
+
+    Attributes:
+        num_mels: Mel bands.
+        subsample_width: Channels of the convolutions that subsample eight-fold.
+        width, num_layers, num_heads, ff_mult, conv_kernel: Conformer layers at 12.5 Hz.
+        left_frames: How many frames before its chunk a frame attends to; whole chunks.
+        right_frames: Look-ahead; frames are encoded in chunks of one more.
+        bias: Whether layers have biases.
+        scale_input: Multiply what enters the layers by the square root of `width`.
+        ctc_per_frame: Characters the auxiliary CTC head may write a frame.
+        kind: Which encoder this is the shape of.
+    """
+
+    num_mels: int = 80
+    subsample_width: int = 256
+    width: int = 512
+    num_layers: int = 17
+    num_heads: int = 8
+    ff_mult: int = 4
+    conv_kernel: int = 9
+    left_frames: int = 70
+    right_frames: int = 1
+    bias: bool = True
+    scale_input: bool = True
+    ctc_per_frame: int = 2
+    kind: Literal["cache_aware"] = "cache_aware"
+
+
+EncoderConfig = FastConformerConfig | WhisperConfig | CacheAwareConfig
+ENCODER_CONFIGS: dict[str, type[EncoderConfig]] = {
     "fastconformer": FastConformerConfig,
     "whisper": WhisperConfig,
+    "cache_aware": CacheAwareConfig,
 }
 
 
@@ -128,7 +161,7 @@ class ModelConfig:
         silence_codes: The codec's own silence, K codes; the code channel before the first frame.
     """
 
-    encoder: FastConformerConfig | WhisperConfig = field(default_factory=WhisperConfig)
+    encoder: EncoderConfig = field(default_factory=WhisperConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     vocab_size: int = 1000
     num_codebooks: int = 4

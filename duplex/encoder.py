@@ -1,4 +1,4 @@
-"""What every streaming speech encoder is: `duplex.fastconformer` and `duplex.whisper` are two."""
+"""What every streaming speech encoder is: `duplex.fastconformer`, `duplex.whisper` and `duplex.cache_aware` are three."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class Encoder(nn.Module):
 
     Attributes:
         width: Of the vectors.
-        look_ahead_frames: Frames that must be heard beyond the one that is encoded.
+        look_ahead_frames: Frames that are heard beyond the one that is encoded: output t is of frame t - look_ahead_frames, whether
+            streamed or whole, so that what is trained is what is served. The first outputs are 0.
         ctc: The auxiliary head, for training alone.
     """
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from codec.linear import Linear
 from duplex.backbone import Backbone, BackboneState
+from duplex.cache_aware import CacheAwareFastConformer
 from duplex.channels import Fusion, Heads
-from duplex.config import FastConformerConfig, ModelConfig, WhisperConfig
+from duplex.config import CacheAwareConfig, EncoderConfig, FastConformerConfig, ModelConfig
 from duplex.encoder import Encoder, EncoderState
 from duplex.fastconformer import CausalFastConformer
 from duplex.knobs import KnobState, init_knobs, note_written, turn_knobs
@@ -81,9 +82,11 @@ class Adapter(nn.Module):
         return self.proj(self.norm(x))
 
 
-def build_encoder(config: FastConformerConfig | WhisperConfig) -> Encoder:
+def build_encoder(config: EncoderConfig) -> Encoder:
     """The encoder that a config describes, with random weights."""
-    return CausalWhisper(config) if isinstance(config, WhisperConfig) else CausalFastConformer(config)
+    if isinstance(config, CacheAwareConfig):
+        return CacheAwareFastConformer(config)
+    return CausalFastConformer(config) if isinstance(config, FastConformerConfig) else CausalWhisper(config)
 
 
 class DuplexModel(nn.Module):

@@ -64,9 +64,10 @@ def check_chunks(part: Streaming, x: Tensor, frame_size: int = 1, tolerance: flo
 def check_gradients(
     part: Streaming, x: Tensor, frame_size: int = 1, look_ahead_frames: int = 0, receptive_frames: int | None = None
 ) -> None:
-    """Proof 2: output t depends on no input later than t + look-ahead, and on none of more than `receptive_frames` frames up to t."""
+    """Proof 2: output t, which is of frame t - look-ahead, depends on that frame, on no later input than t, and on none of more than
+    `receptive_frames` frames up to t."""
     num_frames = x.shape[1] // frame_size
-    for t in sorted({0, 1, num_frames // 2, num_frames - 1}):
+    for t in sorted({look_ahead_frames, look_ahead_frames + 1, num_frames // 2, num_frames - 1}):
         audio = x.detach().clone().requires_grad_()
         out = part.forward(audio)
         per_frame = out.shape[1] // num_frames
@@ -74,8 +75,8 @@ def check_gradients(
         (mixed * torch.linspace(0.5, 1.5, mixed[0].numel()).view_as(mixed[0])).sum().backward()
         assert audio.grad is not None
         grad = audio.grad.abs().unflatten(1, (num_frames, frame_size)).flatten(2).amax((0, 2))  # [T]
-        assert grad[t] > 0, f"output {t} does not depend on its own frame"
-        assert not grad[t + look_ahead_frames + 1 :].any(), f"output {t} depends on later frames"
+        assert grad[t - look_ahead_frames] > 0, f"output {t} does not depend on its own frame"
+        assert not grad[t + 1 :].any(), f"output {t} depends on later frames"
         if receptive_frames is not None:
             first = max(t + 1 - receptive_frames, 0)
             assert not grad[:first].any(), f"output {t} depends on frames before {first}"

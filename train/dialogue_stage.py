@@ -20,6 +20,7 @@ from train.dialogue_data import ConversationBatch
 from train.encoder_stage import HEARD_SIL, ctc_loss, heard_loss, mask_features, random_first_frame
 from train.language_model import load_language_model, start_from
 from train.precision import autocast
+from train.pretrained import load_encoder
 from train.reading import recognized
 from train.schedule import warmup_cosine
 
@@ -123,7 +124,7 @@ class DialogueStage(lightning.LightningModule):
         corruption: Largest rate of `corrupt_codes`.
         loss: Weights.
         init_language: Folder of a language model that `duplex import` wrote; the data must have its tokenizer.
-        init_encoder: Lightning checkpoint of the encoder stage.
+        init_encoder: Lightning checkpoint of the encoder stage, or the folder of an encoder that `duplex import` wrote.
         init_model: Lightning checkpoint of an earlier speak or dialogue stage, or an exported checkpoint folder.
     """
 
@@ -163,7 +164,9 @@ class DialogueStage(lightning.LightningModule):
             start_from(self.model, load_language_model(self.init_language))
         if self.init_model:
             self._load_model(self.init_model)
-        if self.init_encoder:
+        if self.init_encoder and Path(self.init_encoder).is_dir():
+            load_encoder(self.model.encoder, config.encoder, self.init_encoder)
+        elif self.init_encoder:
             self.model.encoder.load_state_dict(stage_weights(self.init_encoder, "encoder."))
             if self.model.recognizer is not None:
                 self.model.recognizer.load_state_dict(stage_weights(self.init_encoder, "listener."))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from duplex.config import FastConformerConfig, WhisperConfig
+from duplex.config import EncoderConfig, WhisperConfig
 from duplex.encoder import Encoder
 from duplex.errors import UserError
 from duplex.model import build_encoder
@@ -22,7 +22,7 @@ from train.composer import render_user
 from train.layout import lay_heard
 from train.loader import StepLoader
 from train.precision import autocast
-from train.pretrained import whisper_encoder_weights
+from train.pretrained import load_encoder, whisper_encoder_weights
 from train.schedule import warmup_cosine
 from train.timeline import USER_FRAME_SAMPLES, Timeline, UserTurn
 
@@ -205,13 +205,14 @@ class EncoderStage(lightning.LightningModule):
         encoder: Shape.
         learning_rate, warmup_steps: Peak and warm-up of AdamW with a cosine.
         init_whisper: Whisper encoder to start from, see `train.pretrained.whisper_encoder_weights`.
-        init_from: Lightning checkpoint of an earlier encoder stage to start from, heads included.
+        init_from: Lightning checkpoint of an earlier encoder stage to start from, heads included, or the folder of an encoder that
+            `duplex import` wrote.
     """
 
     def __init__(
         self,
         num_steps: int,
-        encoder: FastConformerConfig | WhisperConfig = WhisperConfig(),  # noqa: B008 - frozen
+        encoder: EncoderConfig = WhisperConfig(),  # noqa: B008 - frozen
         learning_rate: float = 1.5e-3,
         warmup_steps: int = 300,
         init_whisper: str | None = None,
@@ -220,7 +221,7 @@ class EncoderStage(lightning.LightningModule):
         super().__init__()
         self.num_steps, self.learning_rate, self.warmup_steps = num_steps, learning_rate, warmup_steps
         self.init_whisper, self.init_from = init_whisper, init_from
-        self.encoder = build_encoder(encoder)
+        self.config, self.encoder = encoder, build_encoder(encoder)
         self.align = nn.Linear(encoder.width, encoder.ctc_per_frame * CTC_SIZE)
         self.listener: nn.Linear | None = None
 
@@ -233,7 +234,9 @@ class EncoderStage(lightning.LightningModule):
         self.listener = nn.Linear(self.encoder.width, data.vocab.size if data.vocab else 1)
         if self.init_whisper:
             load_whisper(self.encoder, self.init_whisper)
-        if self.init_from:
+        if self.init_from and Path(self.init_from).is_dir():
+            load_encoder(self.encoder, self.config, self.init_from)
+        elif self.init_from:
             self.load_state_dict(torch.load(self.init_from, map_location="cpu", weights_only=True)["state_dict"])
 
     def configure_optimizers(self):

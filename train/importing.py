@@ -4,21 +4,42 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from duplex.cli import run
 from train.language_model import read_language_model, save_language_model
+from train.nemo import read_encoder, read_nemo
+from train.pretrained import save_encoder
+
+
+def import_language_model(source: str, folder: str) -> str:
+    """Write a language model, and say what it is."""
+    language = read_language_model(source)
+    save_language_model(language, folder)
+    config = language.config
+    return f"a language model of {config.num_layers} layers, width {config.width}, {language.vocab.size} tokens"
+
+
+def import_nemo(source: str, folder: str) -> str:
+    """Write what a `.nemo` holds, and say what it is."""
+    encoder = read_encoder(read_nemo(source))
+    save_encoder(encoder, encoder.config, folder)
+    return f"an encoder of {encoder.config.num_layers} layers, width {encoder.width}, {encoder.look_ahead_frames} frames of look-ahead"
+
+
+KINDS = {"language-model": import_language_model, "nemo": import_nemo}
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse arguments and import."""
     parser = argparse.ArgumentParser(prog="duplex import", description=__doc__)
-    parser.add_argument("source", help="a Llama checkpoint folder, a .gguf, `package:NAME`, or OWNER/NAME on the hub")
+    parser.add_argument("source", help="a Llama checkpoint's folder, a .gguf, a .nemo, `package:NAME`, or OWNER/NAME on the hub")
     parser.add_argument("folder", help="where to write")
+    parser.add_argument("--kind", choices=KINDS, help="what a hub name or a folder is; told from the source unless given")
     args = parser.parse_args(argv)
-    language = read_language_model(args.source)
-    save_language_model(language, args.folder)
-    config = language.config
-    print(f"wrote {args.folder}: a language model of {config.num_layers} layers, width {config.width}, {language.vocab.size} tokens")
+    nemo = args.source.endswith(".nemo") or (Path(args.source).is_dir() and any(Path(args.source).glob("*.nemo")))
+    kind = args.kind or ("nemo" if nemo else "language-model")
+    print(f"wrote {args.folder}: {KINDS[kind](args.source, args.folder)}")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,23 @@
-"""Weights of others to start from: Whisper's encoder, as `transformers` or CTranslate2 store it."""
+"""Encoder weights of others to start from: imported ones, and Whisper's as `transformers` or CTranslate2 store it."""
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor
 
+from codec.checkpoint import read_config
+from duplex.config import EncoderConfig
+from duplex.encoder import Encoder
 from duplex.errors import UserError
-from train.sources import package_folder, read_tensors
+from train.sources import check_fit, package_folder, read_tensors, write_tensors
 
+ENCODER_FORMAT = "duplex-encoder-1"
 _CT2_DTYPES = {0: np.float32, 4: np.float16}
 _CT2_LAYER = {
     "ffn/layer_norm/gamma": "final_layer_norm.weight",
@@ -25,6 +31,32 @@ _CT2_LAYER = {
     "self_attention/linear_1/weight": "self_attn.out_proj.weight",
     "self_attention/linear_1/bias": "self_attn.out_proj.bias",
 }
+
+
+def save_encoder(encoder: Encoder, config: EncoderConfig, folder: str | Path) -> None:
+    """Write `config.yaml` and `model.safetensors`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(encoder.state_dict(), folder / "model.safetensors")
+    (folder / "config.yaml").write_text(yaml.safe_dump({"format": ENCODER_FORMAT, **dataclasses.asdict(config)}, sort_keys=False))
+
+
+def load_encoder(encoder: Encoder, config: EncoderConfig, folder: str | Path) -> None:
+    """Read what `save_encoder` wrote into an encoder of `config`.
+
+    Raises:
+        UserError, CheckpointError: it is no such folder, of another encoder or another shape, or damaged.
+    """
+    folder = Path(folder)
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} is no imported encoder; make it with `duplex import SOURCE {folder}`")
+    ours, theirs = dataclasses.asdict(config), dataclasses.asdict(read_config(folder / "config.yaml", type(config), ENCODER_FORMAT))
+    differing = [f"{name} {ours[name]!r} where {folder} has {value!r}" for name, value in theirs.items() if ours[name] != value]
+    if differing:
+        raise UserError(f"the config's encoder has {', '.join(differing)}; write those of {folder / 'config.yaml'} into the config")
+    weights = read_tensors(folder / "model.safetensors")
+    check_fit(folder, weights, {name: value.shape for name, value in encoder.state_dict().items()})
+    encoder.load_state_dict(weights)
 
 
 def whisper_encoder_weights(source: str) -> dict[str, Tensor]:
