@@ -17,7 +17,11 @@ LONG_CHARACTERS = 60  # such an answer goes on for a second and more from its mi
 
 @dataclass(frozen=True)
 class Figure:
-    """Samples of one figure, the last axis counts them: `rate`, `percentiles`, or `ratio` ([2, n] counts and sizes)."""
+    """Samples of one figure, the last axis counts them.
+
+    `kind` is `rate`, `percentiles`, `ratio` ([2, n] counts and sizes), `change` ([2, n] the same things before and after: the
+    difference of their means) or `growth` ([2, n]: of their medians, relative).
+    """
 
     samples: np.ndarray
     kind: str = "rate"
@@ -128,6 +132,12 @@ FIGURES: dict[str, Callable[[Sequence[TurnOutcome]], dict[str, Figure]]] = {
 }  # fmt: skip
 
 
+_STATISTICS: dict[str, metrics.Statistic] = {
+    "rate": metrics.mean, "ratio": metrics.ratio, "percentiles": metrics.percentile(50), "change": metrics.change,
+    "growth": metrics.growth,
+}  # fmt: skip
+
+
 def summarize(figures: dict[str, Figure], seed: int) -> dict:
     """Values, `ci95` (of a latency: its median's) and `counts` (samples behind each figure); a figure without samples is null."""
     values: dict = {}
@@ -136,7 +146,7 @@ def summarize(figures: dict[str, Figure], seed: int) -> dict:
         if figure.samples.shape[-1] == 0:
             values[name] = intervals[name] = None
             continue
-        main = {"rate": metrics.mean, "ratio": metrics.ratio, "percentiles": metrics.percentile(50)}[figure.kind]
+        main = _STATISTICS[figure.kind]
         values[name] = round(float(main(figure.samples)), 4)
         if figure.kind == "percentiles":
             values[name] = {"p50": values[name], "p90": round(float(metrics.percentile(90)(figure.samples)), 4)}

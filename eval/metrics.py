@@ -128,6 +128,17 @@ def ratio(samples: np.ndarray) -> np.ndarray:
     return samples[0].sum(axis=-1) / np.maximum(samples[1].sum(axis=-1), 1)
 
 
+def change(samples: np.ndarray) -> np.ndarray:
+    """[2, ..., n] before and after -> difference of the means."""
+    return samples[1].mean(axis=-1) - samples[0].mean(axis=-1)
+
+
+def growth(samples: np.ndarray) -> np.ndarray:
+    """[2, ..., n] before and after -> by how much of itself the median has grown."""
+    before, after = np.median(samples, axis=-1)
+    return after / before - 1
+
+
 def bootstrap_ci95(samples: np.ndarray, statistic: Statistic, seed: int, num_resamples: int = 1000) -> tuple[float, float]:
     """95 % percentile bootstrap interval of `statistic` over the last axis of `samples`, n >= 1."""
     n = samples.shape[-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,21 @@ CURVES = {  # of each knob, the figures that it trades: suite, figure, label; ac
         (_STOP, ("impatient", "barge_in_success", "silent within 1.5 s of an interruption")),
     ],
 }
+MAX_TIMELINES = 6
 WAVE_HZ = 50  # columns of a waveform in a second
+
+
+def pictures_of(run: SuiteRun) -> dict[str, Callable[[Path], None]]:
+    """What is drawn of a run: names, and functions that write a PNG to a path."""
+    if not run.conversations:
+        return {}
+    pictures: dict[str, Callable[[Path], None]] = {"latency": lambda path: draw_latency(run, path)}
+    if run.result["suite"] == "long":
+        return pictures | {"session": lambda path: draw_session(run, path)}
+    pictures["timelines"] = lambda path: draw_timelines(run, MAX_TIMELINES, path)
+    if run.result["suite"] in SWEEPS:
+        pictures["sweep"] = lambda path: draw_sweep(run, path)
+    return pictures
 
 
 def new_figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
@@ -221,3 +235,32 @@ def _point(results: Sequence[dict[str, Any]], knob: str, value: float, what: tup
             shown = result[what[1]]
             return (shown["p50"] if isinstance(shown, dict) else shown), *result["ci95"][what[1]]
     return None
+
+
+def draw_session(run: SuiteRun, path: Path) -> None:
+    """A session's age in minutes against the time of its steps, its memory, and how it treated each turn."""
+    (conversation,) = run.conversations
+    load = conversation.reply.load
+    figure, axes = new_figure(3 if load else 1, 1, (10, 7.2 if load else 3))
+    if load:
+        frames_per_minute = 750
+        minutes = [load.step_ms[i : i + frames_per_minute] for i in range(0, len(load.step_ms), frames_per_minute)]
+        for q, style in ((50, "-"), (99, ":")):
+            axes[0].step(range(len(minutes)), [np.percentile(m, q) for m in minutes], style, color=USER, where="post", label=f"p{q}")
+        axes[0].set(ylabel="step, ms")
+        axes[0].legend(frameon=False, fontsize=8)
+        axes[1].plot(np.arange(len(load.rss_bytes)) / frames_per_minute, load.rss_bytes / 2**20, color=USER)
+        axes[1].set(ylabel="memory, MiB")
+        for axis in axes[:2]:
+            axis.set_ylim(bottom=0)
+    marks = {"answered": ("o", GOOD, lambda o: o.correct is not False), "answered wrongly": ("x", BAD, lambda o: o.correct is False)}
+    for label, (marker, color, of_kind) in marks.items():
+        points = [(o.turn.end_s / 60, o.response_s) for o in conversation.outcomes if o.response_s is not None and of_kind(o)]
+        axes[-1].plot(*np.array(points).reshape(-1, 2).T, marker, color=color, markersize=4, label=label)
+    axes[-1].set(ylabel="response, s", xlabel="minutes", ylim=(0, 1.5))
+    axes[-1].legend(frameon=False, fontsize=8)
+    for axis in axes:
+        axis.set_xlim(0, conversation.scenario.duration_s / 60)
+        axis.grid(alpha=0.3)
+    figure.suptitle(title_of(run.result), fontsize=10)
+    figure.savefig(path, dpi=DPI, format="png")

@@ -15,12 +15,12 @@ import numpy as np
 from duplex.errors import UserError
 from eval.files import whole
 from eval.judge import Conversation, TurnOutcome
-from eval.pictures import SWEEPS, draw_latency, draw_sweep, draw_timelines
+from eval.pictures import pictures_of
 from eval.suites import SuiteRun
 from eval.systems import AGENT_HZ
 
 MAX_WAVS = 20
-MAX_TIMELINES = 6
+MAX_WAV_S = 600.0
 
 
 def write_report(runs: Sequence[SuiteRun], folder: Path) -> None:
@@ -33,15 +33,10 @@ def write_report(runs: Sequence[SuiteRun], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for run in runs:
             suite = run.result["suite"]
-            if run.conversations:
-                with whole(folder / f"{suite}-latency.png") as path:
-                    draw_latency(run, path)
-                with whole(folder / f"{suite}-timelines.png") as path:
-                    draw_timelines(run, MAX_TIMELINES, path)
-            if suite in SWEEPS:
-                with whole(folder / f"{suite}-sweep.png") as path:
-                    draw_sweep(run, path)
-            for conversation in run.conversations[:MAX_WAVS]:
+            for name, draw in pictures_of(run).items():
+                with whole(folder / f"{suite}-{name}.png") as path:
+                    draw(path)
+            for conversation in [c for c in run.conversations if c.scenario.duration_s <= MAX_WAV_S][:MAX_WAVS]:
                 with whole(folder / "wavs" / f"{conversation.scenario.id}.wav") as path:
                     _write_wav(conversation, path)
         with whole(folder / "report.md") as path:
@@ -76,9 +71,9 @@ def markdown(runs: Sequence[SuiteRun]) -> str:
         lines += [f"## {r['suite']}", "", f"System `{r['system']}`{knobs}, {r['n']} conversations, seed {r['seed']}.", ""]
         lines += ["| figure | value | 95 % interval | n |", "|---|---|---|---|"]
         lines += [f"| {' | '.join(cell.strip() for cell in row)} |" for row in table_rows(r)]
-        lines += ["", f"![latency]({r['suite']}-latency.png)", "", f"![timelines]({r['suite']}-timelines.png)", ""]
-        if r["suite"] in SWEEPS:
-            lines += [f"![accuracy by level]({r['suite']}-sweep.png)", ""]
+        lines.append("")
+        for name in pictures_of(run):
+            lines += [f"![{name}]({r['suite']}-{name}.png)", ""]
         failed = [c for c in run.conversations if c.reply.failed]
         if failed:
             lines += ["| the system failed in | how |", "|---|---|"]

@@ -81,6 +81,10 @@ def test_merge_joins_only_gaps_that_are_shorter():
 def test_statistics():
     assert metrics.mean(np.array([1.0, 0.0, 1.0, 1.0])) == 0.75
     assert metrics.percentile(50)(np.array([1.0, 2.0, 9.0])) == 2.0
+    assert metrics.change(np.array([[1.0, 0.0, 1.0, 1.0], [1.0, 0.0, 0.0, 1.0]])) == -0.25
+    assert metrics.growth(np.array([[10.0, 20.0, 90.0], [11.0, 22.0, 900.0]])) == pytest.approx(0.1)
+    many = np.array([[1.0, 3.0], [2.0, 6.0]])[:, np.zeros((5, 2), int)]  # five resamples
+    assert metrics.growth(many).tolist() == [1.0] * 5 and metrics.change(many).tolist() == [1.0] * 5
     assert metrics.ratio(np.array([[1.0, 3.0], [10.0, 10.0]])) == 0.2
 
 
