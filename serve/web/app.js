@@ -79,9 +79,12 @@ class App {
     if (this.#question !== "waiting") return;
     this.#question = "asked";
     this.#show();
-    await this.#sound.ask(SAMPLE);
-    this.#question = "none";
-    this.#show();
+    try {
+      await this.#sound.ask(SAMPLE);
+    } finally {
+      this.#question = "none";
+      this.#show();
+    }
   }
 
   #end() {
@@ -146,7 +149,7 @@ class App {
       if (this.#measured.settled) this.#measured = null;
     }
     this.#levelPeak = Math.max(this.#levelPeak, levels.userPeak);
-    if (this.#meter.agent.open) this.#leastMs = Math.min(this.#leastMs, levels.bufferedMs);
+    if (this.#reply && this.#meter.agent.open) this.#leastMs = Math.min(this.#leastMs, levels.bufferedMs);
     this.#blocks++;
     if (this.#blocks % LEVEL_BLOCKS === 0) {
       this.#view.level(Math.sqrt(this.#levelPeak));
@@ -158,9 +161,16 @@ class App {
     }
   }
 
+  /** The microphone's state, as it matters to the user. */
+  get #heard() {
+    if (this.#suspended) return "suspended";
+    if (this.#question === "asked") return "sample";
+    if (this.#hasMicrophone && this.#muted) return "muted";
+    return this.#microphone === "on" && this.#line.state !== "live" ? "ready" : this.#microphone;
+  }
+
   #show() {
-    const heard = this.#hasMicrophone && this.#muted ? "muted" : this.#microphone;
-    this.#view.microphone(this.#suspended ? "suspended" : this.#question === "asked" ? "sample" : heard);
+    this.#view.microphone(this.#heard);
     this.#view.controls({
       running: this.#hasMicrophone || this.#line.state !== "off" || this.#question !== "none",
       hasMicrophone: this.#hasMicrophone,

@@ -23,13 +23,14 @@ const CONSTRAINTS = { echoCancellation: true, noiseSuppression: false, autoGainC
 
 export class Sound {
   #handlers;
+  #ready = null;
   #context = null;
   #node = null;
   #gate = null;
   #stream = null;
   #source = null;
   #muted = false;
-  #samples = 0; // sample questions sounding
+  #question = null; // the recording that speaks in the microphone's place
   #silentBlocks = 0;
   #state = "off";
 
@@ -45,18 +46,22 @@ export class Sound {
     return this.#context?.outputLatency || this.#context?.baseLatency || 0;
   }
 
-  /** Start the sound; call it from a gesture. */
-  async start() {
-    if (this.#context) return this.#context.resume();
+  /** Start the sound, or resume it; call it from a gesture. */
+  start() {
     // At the device's own rate: the worklet resamples, and no browser needs to.
-    const context = new AudioContext({ latencyHint: "interactive" });
-    this.#context = context;
+    this.#context ??= new AudioContext({ latencyHint: "interactive" });
+    this.#context.resume();
+    this.#ready ??= this.#build(this.#context);
+    return this.#ready;
+  }
+
+  async #build(context) {
     context.onstatechange = () => this.#handlers.onSuspended(context.state !== "running" && context.state !== "closed");
-    await Promise.all([context.resume(), context.audioWorklet.addModule(new URL("worklet.js", import.meta.url))]);
+    await context.audioWorklet.addModule(new URL("worklet.js", import.meta.url));
     // Straight to the loudspeaker. That is in the canceller's reference everywhere it matters: Chromium on desktops cancels all it plays to the
     // device (since 111), Firefox what its audio graph plays, Safari and phones what the system plays. A loopback through RTCPeerConnection, which
     // older Chromium needed, would add a codec and a jitter buffer of its own to every answer and hide from the page when it sounds.
-    this.#node = new AudioWorkletNode(context, "duplex", { numberOfInputs: 1, outputChannelCount: [1], channelCount: 1, channelCountMode: "explicit" });
+    this.#node = new AudioWorkletNode(context, "duplex", { outputChannelCount: [1], channelCount: 1, channelCountMode: "explicit" });
     this.#node.connect(context.destination);
     this.#node.port.onmessage = ({ data }) => this.#report(data);
     this.#gate = new GainNode(context, { gain: this.#open });
@@ -65,18 +70,21 @@ export class Sound {
 
   /** Open the microphone; `onMicrophone` says how it went. */
   async listen() {
+    if (this.#state === "asking") return;
     if (!navigator.mediaDevices) return this.#tell("insecure");
     this.#tell("asking");
+    const context = this.#context;
     try {
       const stream = await navigator.mediaDevices.getUserMedia({ audio: CONSTRAINTS });
+      if (context !== this.#context) return stream.getTracks().forEach((track) => track.stop()); // stopped meanwhile
       this.#release();
       this.#stream = stream;
     } catch (error) {
-      return this.#tell(ERRORS[error.name] ?? "busy");
+      if (context === this.#context) this.#tell(ERRORS[error.name] ?? "busy");
+      return;
     }
-    const [track] = this.#stream.getAudioTracks();
-    track.onended = () => this.#lost();
-    this.#source = this.#context.createMediaStreamSource(this.#stream);
+    this.#stream.getAudioTracks()[0].onended = () => this.#lost();
+    this.#source = context.createMediaStreamSource(this.#stream);
     this.#source.connect(this.#gate);
     this.#silentBlocks = 0;
     this.#tell("on");
@@ -105,30 +113,32 @@ export class Sound {
 
   /** Play a recording into the microphone's place, and audibly; the microphone waits meanwhile. Resolves at its end. */
   async ask(url) {
+    const context = this.#context;
     const response = await fetch(url);
     if (!response.ok) throw new Error(`${url}: ${response.status}`);
-    const source = new AudioBufferSourceNode(this.#context, { buffer: await this.#context.decodeAudioData(await response.arrayBuffer()) });
+    const buffer = await context.decodeAudioData(await response.arrayBuffer());
+    if (context !== this.#context) return; // stopped meanwhile
+    const source = new AudioBufferSourceNode(context, { buffer });
     source.connect(this.#node);
-    source.connect(this.#context.destination);
-    this.#samples++;
+    source.connect(context.destination);
+    this.#question = source;
     this.#setGate();
     source.start();
     await new Promise((resolve) => (source.onended = resolve));
-    this.#samples--;
+    this.#question = null;
     this.#setGate();
   }
 
   /** Let go of microphone and loudspeaker. */
-  async stop() {
+  stop() {
     this.#release();
+    this.#context?.close();
+    this.#context = this.#ready = this.#node = this.#gate = this.#question = null;
     this.#tell("off");
-    const context = this.#context;
-    this.#context = this.#node = this.#gate = null;
-    await context?.close();
   }
 
   get #open() {
-    return this.#muted || this.#samples > 0 ? 0 : 1;
+    return this.#muted || this.#question ? 0 : 1;
   }
 
   #setGate() {

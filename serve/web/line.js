@@ -91,7 +91,7 @@ export class Line {
     this.#call = null;
     this.#handlers.onEnd(end);
     const { state, message } = await diagnose(end, this.#token);
-    if (this.state !== "live" && this.state !== "connecting") return; // hung up, or called again, meanwhile
+    if (this.#call || this.state === "off") return; // called again, or hung up, meanwhile
     const retryS = state === "gone" ? RETRY_S[Math.min(this.#attempts++, RETRY_S.length - 1)] : state === "full" ? FULL_RETRY_S : 0;
     this.#tell(state, message, retryS);
     if (retryS > 0) this.#timer = setTimeout(() => this.retry(), retryS * 1000);

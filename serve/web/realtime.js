@@ -19,7 +19,7 @@ export class RealtimeCall {
   #socket;
   #handlers;
   #opened = false;
-  #error = { code: "", message: "" };
+  #error = { code: "", message: "" }; // of the last event, where that was an error
   /** Batches of audio that the line was too slow for. */
   numDropped = 0;
 
@@ -55,6 +55,7 @@ export class RealtimeCall {
 
   #receive(event) {
     const handlers = this.#handlers;
+    this.#error = { code: event.error?.code ?? "", message: event.error?.message ?? "" };
     switch (event.type) {
       case "session.created":
         this.#opened = true;
@@ -68,8 +69,6 @@ export class RealtimeCall {
         return handlers.onText(event.delta);
       case "response.done":
         return handlers.onReplyEnd(event.response.status === "cancelled");
-      case "error":
-        this.#error = { code: event.error.code ?? "", message: event.error.message };
     }
   }
 }

@@ -11,6 +11,7 @@ import { BLOCK_S } from "./meter.js";
 import { clockText, secondsText } from "./words.js";
 
 const KEPT_BLOCKS = 15000; // 150 s
+const DRAW_BLOCKS = 3; // 30 pictures a second
 const BLOCKS_PER_BAR = 5;
 const BAR_S = BLOCK_S * BLOCKS_PER_BAR;
 const PIXELS_PER_S = 72;
@@ -47,7 +48,7 @@ export class Timeline {
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#readColors());
     new ResizeObserver(() => this.#resize()).observe(canvas);
     const tick = () => {
-      if (this.#drawn !== this.#count) this.#draw();
+      if (this.#drawn < 0 || this.#count - this.#drawn >= DRAW_BLOCKS) this.#draw();
       requestAnimationFrame(tick);
     };
     requestAnimationFrame(tick);
@@ -166,14 +167,14 @@ export class Timeline {
   #drawFigures(view) {
     for (const reply of this.#replies) {
       if (reply.startS === null || (reply.endS ?? view.nowS) < view.beginS) continue;
-      if (reply.responseS !== null) this.#drawSpan(view, reply.startS - reply.responseS, reply.startS, secondsText(reply.responseS));
-      if (reply.stopS !== null) this.#drawSpan(view, reply.endS - reply.stopS, reply.endS, `stopped in ${secondsText(reply.stopS)}`);
+      if (reply.responseS !== null) this.#drawSpan(view, reply.startS - reply.responseS, reply.startS, secondsText(reply.responseS), true);
+      if (reply.stopS !== null) this.#drawSpan(view, reply.endS - reply.stopS, reply.endS, `stopped in ${secondsText(reply.stopS)}`, false);
       if (reply.interrupted && reply.endS !== null) this.#drawCut(view, reply.endS);
     }
   }
 
-  /** A dimension line with its text to the right of it. */
-  #drawSpan(view, fromS, toS, text) {
+  /** A dimension line with its text after it, where that has room and is wanted, or else before it. */
+  #drawSpan(view, fromS, toS, text, after) {
     const context = this.#context;
     const [left, right, y] = [view.x(fromS), view.x(toS), view.middle];
     context.strokeStyle = this.#colors.ink;
@@ -188,12 +189,12 @@ export class Timeline {
     context.stroke();
     context.font = `600 12px ${this.#colors.font}`;
     const width = context.measureText(text).width;
-    const beside = right + 8 + width < this.#size.width;
-    const x = beside ? right + 8 : left - 8;
-    context.textAlign = beside ? "left" : "right";
+    const follows = after && right + 8 + width < this.#size.width;
+    const x = follows ? right + 8 : left - 8;
+    context.textAlign = follows ? "left" : "right";
     context.textBaseline = "middle";
     context.fillStyle = this.#colors.paper;
-    context.fillRect(beside ? x - 3 : x - width - 3, y - 8, width + 6, 16);
+    context.fillRect(follows ? x - 3 : x - width - 3, y - 8, width + 6, 16);
     context.fillStyle = this.#colors.ink;
     context.fillText(text, x, y + 0.5);
   }

@@ -5,6 +5,18 @@ import { clockText, lineWords, microphoneWords, secondsText } from "./words.js";
 
 const element = (id) => document.getElementById(id);
 
+/** Write only what is another text, so that nothing is read out twice. */
+function write(target, text) {
+  if (target.textContent !== text) target.textContent = text;
+}
+
+/** Show or hide; the focus does not vanish with what is hidden. */
+function toggle(target, shown) {
+  const focused = target.contains(document.activeElement);
+  target.hidden = !shown;
+  if (focused && !shown) element("talk").focus();
+}
+
 /** One reply's place in the list. */
 class ReplyView {
   #item = document.createElement("li");
@@ -61,13 +73,11 @@ export class View {
   /** @param {string} state of the line */
   line(state, more) {
     this.#state("line", lineWords(state, more));
-    element("retry").hidden = !["full", "gone", "refused"].includes(state);
+    toggle(element("retry"), ["full", "gone", "refused"].includes(state));
     const asks = state === "token" || state === "wrong";
-    if (asks && element("token").hidden) {
-      element("token").hidden = false;
-      element("token-text").focus();
-    }
-    element("token").hidden = !asks;
+    const asked = !element("token").hidden;
+    toggle(element("token"), asks);
+    if (asks && !asked) element("token-text").focus();
   }
 
   microphone(state) {
@@ -77,10 +87,10 @@ export class View {
   /** What the buttons do now. @param {{running: boolean, hasMicrophone: boolean, muted: boolean, suspended: boolean, asking: boolean}} now */
   controls({ running, hasMicrophone, muted, suspended, asking }) {
     const talk = element("talk");
-    talk.querySelector("span").textContent = suspended ? "Resume" : !hasMicrophone ? "Start talking" : muted ? "Unmute" : "Mute";
+    write(talk.querySelector("span"), suspended ? "Resume" : !hasMicrophone ? "Start talking" : muted ? "Unmute" : "Mute");
     talk.classList.toggle("live", hasMicrophone);
     talk.classList.toggle("muted", hasMicrophone && muted);
-    element("end").hidden = !running;
+    toggle(element("end"), running);
     element("sample").disabled = asking;
   }
 
@@ -132,8 +142,8 @@ export class View {
   #state(id, { title, detail, tone }) {
     const section = element(id);
     section.dataset.tone = tone;
-    section.querySelector(".title").textContent = title;
-    section.querySelector(".detail").textContent = detail;
+    write(section.querySelector(".title"), title);
+    write(section.querySelector(".detail"), detail);
   }
 
   #figure(id, values, value) {

@@ -16,6 +16,7 @@ const LINE = {
 const MICROPHONE = {
   off: ["calm", "Microphone off", "Nothing is heard or sent."],
   asking: ["calm", "Waiting for the microphone", "The browser asks whether this page may use it: allow it."],
+  ready: ["calm", "Microphone ready", "What you say is heard once the connection stands."],
   on: ["good", "Listening", "Speak whenever you like. Interrupt it, too."],
   muted: ["calm", "Muted", "The agent hears silence until you unmute."],
   sample: ["good", "Asking the sample question", "A recording speaks in your place."],
