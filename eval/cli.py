@@ -35,7 +35,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("eval-report"), help="report folder (default: %(default)s)")
     parser.add_argument("--bank", type=Path, default=Path("data/bank"), help="utterance bank (default: %(default)s)")
     parser.add_argument("--split", default="test", help="test or val (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=16, help="conversations run at once (default: %(default)s)")
+    parser.add_argument("--batch", type=int, help="conversations run at once (default: 16, and 1 for a server)")
+    parser.add_argument("--token", help="sent to a server as a bearer token")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     return parser
 
@@ -73,6 +74,8 @@ def _check(args: argparse.Namespace) -> None:
     for suite in args.suites:
         if suite not in known and not suite.endswith((".yaml", ".yml")):
             raise UserError(f"suite {suite!r} is unknown; use one or more of {', '.join(known)}, or a scenario file that ends in .yaml")
+    if args.batch is None:
+        args.batch = 1 if args.system.startswith(("ws://", "wss://")) else 16
     if min(args.n, args.batch) < 1 or args.seed < 0:
         raise UserError(f"--n {args.n}, --batch {args.batch}, --seed {args.seed}: --n and --batch must be at least 1, --seed at least 0")
     if not 0.5 <= args.minutes <= 24 * 60:
@@ -93,7 +96,7 @@ def _measure(args: argparse.Namespace, sampling: Sampling, out: Path) -> list[di
     stores: list[Store] = []
     if suites:
         pool = load_pool(args.bank, args.split)
-        system, judge = load_system(args.system, args.device, args.seed, sampling), default_judge()
+        system, judge = load_system(args.system, args.device, args.seed, sampling, args.token), default_judge()
         for suite in suites:
             size = args.minutes if suite == "long" else args.n
             stores.append(Store(out / "unfinished", suite=suite, system=system.identity, seed=args.seed, size=size, **system.knobs))

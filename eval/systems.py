@@ -227,8 +227,14 @@ def fit(audio: np.ndarray, scenario: Scenario) -> np.ndarray:
     return np.pad(audio[:size].astype(np.float32), (0, max(size - len(audio), 0)))
 
 
-def load_system(name: str, device: str = "cpu", seed: int = 1, sampling: Sampling = Sampling()) -> System:  # noqa: B008 - frozen
-    """Build a system by the name given to `--system`.
+def load_system(
+    name: str,
+    device: str = "cpu",
+    seed: int = 1,
+    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+    token: str | None = None,
+) -> System:
+    """Build a system by the name given to `--system`; `token` is for servers that want one.
 
     Raises:
         UserError: it is no known system, checkpoint directory, wav folder or server that answers, or a knob is on that it does not have.
@@ -242,7 +248,7 @@ def load_system(name: str, device: str = "cpu", seed: int = 1, sampling: Samplin
     if name.startswith(("ws://", "wss://")):
         from eval.remote import load_remote
 
-        return load_remote(name)
+        return load_remote(name, token)
     if name == "truth":
         return Truth()
     if name == "cascade":

@@ -39,7 +39,7 @@ def test_the_command_ends_with_one_json_line_a_suite(pool, tmp_path, monkeypatch
     system = ScriptedSystem(0.3)
     monkeypatch.setattr(scenarios, "load_pool", lambda bank, split: pool)
     monkeypatch.setattr(judge, "default_judge", system.ears)
-    monkeypatch.setattr(systems, "load_system", lambda name, device, seed, sampling: system)
+    monkeypatch.setattr(systems, "load_system", lambda name, device, seed, sampling, token: system)
     cli.main(["answers", "turns", "--n", "3", "--out", str(tmp_path / "r")])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()[-2:]]
     assert [line["suite"] for line in lines] == ["answers", "turns"] and all(line["n"] == 3 for line in lines)
