@@ -22,6 +22,7 @@ export class PlaybackBuffer {
   #playing = false;
   #waited = 0;
   #starvedSamples = -1; // pulled since it ran dry in the middle of a reply; -1 when it has not
+  #ended = true; // the reply is complete
   #clean = true; // no gap in this reply
   #last = 0;
   #windowSamples = 0;
@@ -53,6 +54,7 @@ export class PlaybackBuffer {
       this.delaySamples = Math.min(MAX_DELAY_S * this.#rateHz, this.delaySamples + this.#starvedSamples);
       this.#starvedSamples = -1;
     }
+    this.#ended = false;
     this.#chunks.push(samples);
     this.bufferedSamples += samples.length;
   }
@@ -60,6 +62,7 @@ export class PlaybackBuffer {
   /** The reply is complete: what is buffered is its end, and running dry is no gap. */
   end() {
     this.#starvedSamples = -1;
+    this.#ended = true;
     if (this.#clean) this.delaySamples = Math.max(MIN_DELAY_S * this.#rateHz, this.delaySamples * CALM);
     this.#clean = true;
   }
@@ -84,7 +87,7 @@ export class PlaybackBuffer {
     this.#take(out, count);
     if (count < out.length) {
       this.#stop();
-      this.#starvedSamples = out.length - count;
+      if (!this.#ended) this.#starvedSamples = out.length - count;
       this.#fade(out, count);
     }
   }

@@ -66,13 +66,23 @@ test("audio that comes too late is counted, and the next reply waits longer; rep
   assert.equal(buffer.delaySamples, DELAY);
 });
 
-test("running dry at the end of a reply is no gap", () => {
-  const buffer = new PlaybackBuffer(RATE_HZ);
-  play(buffer, 4 * FRAME, [0]);
-  buffer.end();
-  play(buffer, 4 * FRAME, [0]);
-  assert.equal(buffer.numUnderruns, 0);
-});
+for (const first of ["the end is told", "the sound runs dry"]) {
+  test(`running dry at the end of a reply is no gap, when ${first} first`, () => {
+    const buffer = new PlaybackBuffer(RATE_HZ);
+    for (let reply = 0; reply < 3; reply++) {
+      if (first === "the end is told") {
+        buffer.push(loud());
+        buffer.end();
+        play(buffer, 4 * FRAME);
+      } else {
+        play(buffer, 4 * FRAME, [0]);
+        buffer.end();
+      }
+    }
+    assert.equal(buffer.numUnderruns, 0);
+    assert.equal(buffer.delaySamples, DELAY);
+  });
+}
 
 test("a sound that breaks off fades instead of clicking", () => {
   const out = play(new PlaybackBuffer(RATE_HZ), 4 * FRAME, [0]);
