@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import yaml
 from safetensors.torch import load_file, save
 
-from codec.config import CodecConfig
+from codec.base import AudioCodec
+from codec.config import CODEC_CONFIGS, CodecConfig, NanoConfig
 from codec.model import Codec
+from codec.nano import NanoCodec
 
 FORMAT = "duplex-codec-1"
 
@@ -20,7 +23,7 @@ class CheckpointError(Exception):
     """A checkpoint folder that cannot be used; the message is one sentence for the user."""
 
 
-def save_codec(codec: Codec, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
+def save_codec(codec: AudioCodec, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
     """Write the codec; weights are stored as `dtype`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -31,12 +34,29 @@ def save_codec(codec: Codec, folder: str | Path, dtype: torch.dtype = torch.floa
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
 
-def plain_config(config: CodecConfig) -> dict:
-    """A shape as numbers and lists, as `build_config` reads it."""
-    return {**dataclasses.asdict(config), "levels": list(config.levels)}
+def plain_config(config: CodecConfig | NanoConfig) -> dict:
+    """A shape as numbers and lists, as `build_codec` reads it."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(config).items()}
 
 
-def load_codec(folder: str | Path) -> Codec:
+def make_codec(config: CodecConfig | NanoConfig) -> AudioCodec:
+    """The codec that a config describes, with random weights."""
+    return NanoCodec(config) if isinstance(config, NanoConfig) else Codec(config)
+
+
+def build_codec(path: Path, data: dict) -> AudioCodec:
+    """A codec of the shape that `plain_config` wrote into the file at `path`, with random weights.
+
+    Raises:
+        CheckpointError: the kind or a key is unknown, a value is not of its field's kind, or no codec has such a shape.
+    """
+    kind = data.get("kind", "stft")
+    if kind not in CODEC_CONFIGS:
+        raise CheckpointError(f"{path} has the unknown kind {kind!r}; this version has {', '.join(CODEC_CONFIGS)}")
+    return build_module(make_codec, build_config(path, CODEC_CONFIGS[kind], data), path.parent)
+
+
+def load_codec(folder: str | Path) -> AudioCodec:
     """Read a codec, in float32, ready for inference.
 
     Raises:
@@ -46,8 +66,7 @@ def load_codec(folder: str | Path) -> Codec:
     for name in ("config.yaml", "model.safetensors"):
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} is not a codec checkpoint: it has no {name}; give a folder that `duplex export` wrote")
-    config = read_config(folder / "config.yaml", CodecConfig, FORMAT)
-    codec = build_module(Codec, config, folder)
+    codec = build_codec(folder / "config.yaml", read_yaml(folder / "config.yaml", FORMAT))
     load_weights(codec, folder / "model.safetensors")
     return codec.eval()
 
@@ -58,13 +77,22 @@ def read_config(path: Path, cls: type, expected_format: str):
     Raises:
         CheckpointError: as said above.
     """
+    return build_config(path, cls, read_yaml(path, expected_format))
+
+
+def read_yaml(path: Path, expected_format: str) -> dict:
+    """Read a config, without its format.
+
+    Raises:
+        CheckpointError: it is damaged, or of another format.
+    """
     try:
         data = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is damaged: it is not YAML; export the checkpoint again") from error
     if not isinstance(data, dict) or data.pop("format", None) != expected_format:
         raise CheckpointError(f"{path} is not of format {expected_format}; export the checkpoint again with this version")
-    return build_config(path, cls, data)
+    return data
 
 
 def build_config(path: Path, cls: type, data: object, prefix: str = ""):
@@ -99,14 +127,14 @@ def _fits(value: object, default: object) -> bool:
     return isinstance(value, type(default))
 
 
-def build_module(cls: type, config: object, folder: Path):
-    """`cls(config)`.
+def build_module(make: Callable, config: object, folder: Path):
+    """`make(config)`.
 
     Raises:
         CheckpointError: no module has such a shape.
     """
     try:
-        return cls(config)
+        return make(config)
     except (ArithmeticError, AssertionError, RuntimeError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise CheckpointError(

@@ -6,7 +6,6 @@ magnitude and phase of an STFT, overlap-add. `forward` of every part is its `ste
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from vector_quantize_pytorch import FSQ
 
+from codec.base import AudioCodec
 from codec.blocks import CausalStack, StackState
 from codec.config import CodecConfig
 from codec.linear import Linear
@@ -124,8 +124,13 @@ class Decoder(nn.Module):
         return total[:, : count * hop]
 
 
-class Codec(nn.Module):
-    """Speech to codes and back. Audio is float, -1..1, a whole number of frames long."""
+class Codec(AudioCodec):
+    """The codec, streaming both ways."""
+
+    encodes_live = True
+    config: CodecConfig
+    encoder: Encoder
+    decoder: Decoder
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
@@ -135,12 +140,6 @@ class Codec(nn.Module):
         width = config.num_codebooks * len(config.levels)
         self.fsq = FSQ(levels=list(config.levels), dim=width, num_codebooks=config.num_codebooks)
         self.register_buffer("silence_codes", torch.zeros(config.num_codebooks, dtype=torch.long))  # [K]
-
-    silence_codes: Tensor
-
-    def encoder_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that decide the codes."""
-        yield from self.encoder.parameters()
 
     def init_encode_state(self, batch: int) -> EncodeState:
         """State for `encode_step`."""
@@ -158,21 +157,7 @@ class Codec(nn.Module):
         """Codes [B, T, K] -> [B, T * frame_samples], `delay_samples` behind what was encoded."""
         return self.decoder.step(self.fsq.indices_to_codes(codes), state)
 
-    def encode(self, audio: Tensor) -> Tensor:
-        """Whole utterances: [B, T * frame_samples] -> codes [B, T, K]."""
-        return self.encode_step(audio, self.init_encode_state(audio.shape[0]))
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Whole utterances: codes [B, T, K] -> [B, T * frame_samples]."""
-        return self.decode_step(codes, self.init_decode_state(codes.shape[0]))
-
     def reconstruct(self, audio: Tensor) -> Tensor:
         """Differentiable encode and decode, [B, T * frame_samples] -> the same shape."""
         vectors = self.fsq(self.encoder.step(audio, self.encoder.init_state(audio.shape[0])))[0]
         return self.decoder.step(vectors, self.decoder.init_state(audio.shape[0]))
-
-    @torch.no_grad()
-    def store_silence_codes(self) -> None:
-        """Set `silence_codes` to what digital silence encodes to once the state has settled."""
-        silence = torch.zeros(1, 12 * self.config.frame_samples, device=self.silence_codes.device)
-        self.silence_codes.copy_(self.encode(silence)[0, -1])

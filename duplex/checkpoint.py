@@ -11,9 +11,9 @@ import torch
 import yaml
 from safetensors.torch import save
 
-from codec.checkpoint import CheckpointError, build_config, build_module, load_codec, load_weights, save_codec
+from codec.base import AudioCodec
+from codec.checkpoint import CheckpointError, build_config, build_module, load_codec, load_weights, read_yaml, save_codec
 from codec.linear import pack_layers
-from codec.model import Codec
 from duplex.clock import FrameClock
 from duplex.config import ENCODER_CONFIGS, BackboneConfig, ModelConfig
 from duplex.model import DuplexModel
@@ -30,7 +30,7 @@ class Speaker:
     name: str
     model: DuplexModel
     vocab: Vocab
-    codec: Codec
+    codec: AudioCodec
     clock: FrameClock
 
     @property
@@ -39,7 +39,7 @@ class Speaker:
         return self.model.silence_codes.device
 
 
-def save_speaker(model: DuplexModel, vocab: Vocab, codec: Codec, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
+def save_speaker(model: DuplexModel, vocab: Vocab, codec: AudioCodec, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
     """Write a checkpoint; weights are stored as `dtype`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def load_speaker(name_or_folder: str, device: str = "cpu") -> Speaker:
             raise CheckpointError(
                 f"{folder} is not a checkpoint: it has no {name}; give {PACKAGED[0]!r} or a folder that `duplex export` wrote"
             )
-    config = _read_config(folder / "config.yaml")
+    config = build_model_config(folder / "config.yaml", read_yaml(folder / "config.yaml", FORMAT))
     codec = load_codec(folder / "codec")
     try:
         vocab = Vocab.load(folder / "tokenizer.json")
@@ -94,16 +94,6 @@ def _find(name_or_folder: str) -> Path:
     if not folder.is_dir():
         raise CheckpointError(f"there is no checkpoint {name_or_folder!r}: give {' or '.join(PACKAGED)} or the path of an existing folder")
     return folder
-
-
-def _read_config(path: Path) -> ModelConfig:
-    try:
-        data = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is damaged: it is not YAML; export the checkpoint again") from error
-    if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
-        raise CheckpointError(f"{path} is not of format {FORMAT}; export the checkpoint again with this version")
-    return build_model_config(path, data)
 
 
 def build_model_config(path: Path, data: dict) -> ModelConfig:

@@ -7,9 +7,9 @@ import dataclasses
 import torch
 from torch import nn
 
-from codec.config import CodecConfig
+from codec.checkpoint import make_codec
+from codec.config import CodecConfig, NanoConfig
 from codec.linear import pack_layers
-from codec.model import Codec
 from duplex.checkpoint import Speaker
 from duplex.clock import FrameClock
 from duplex.config import BackboneConfig, FastConformerConfig, ModelConfig, WhisperConfig
@@ -18,7 +18,7 @@ from duplex.vocab import Vocab
 
 _PAPER_LEVELS = (9, 8, 8, 7)
 
-PRESETS: dict[str, tuple[ModelConfig, CodecConfig]] = {
+PRESETS: dict[str, tuple[ModelConfig, CodecConfig | NanoConfig]] = {
     "test": (
         ModelConfig(FastConformerConfig(16, 16, 1, 16, 1, 2), BackboneConfig(16, 1, 2, 2, 32, window_frames=16), 64),
         CodecConfig(encoder_hop_width=8, encoder_width=16, decoder_width=16, decoder_hop_width=8),
@@ -59,7 +59,7 @@ def random_speaker(
     if window_frames is not None:
         config = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, window_frames=window_frames))
     with torch.device(device):
-        model, codec = DuplexModel(config).eval(), Codec(codec_config).eval()
+        model, codec = DuplexModel(config).eval(), make_codec(codec_config).eval()
     for part in (model, codec):
         cast_weights(part, torch.float16)  # what a checkpoint holds
     cast_weights(model, dtype)

@@ -130,9 +130,10 @@ def bench_codec(speaker: Speaker, batch: int, num_steps: int) -> dict:
     codec, device = speaker.codec, speaker.device
     codes = codec.silence_codes.repeat(batch, 1, 1)  # [B, 1, K]
     audio = 0.05 * torch.randn(batch, codec.config.frame_samples, generator=torch.Generator().manual_seed(0)).to(device)
-    decode_state, encode_state = codec.init_decode_state(batch), codec.init_encode_state(batch)
+    decode_state, encode_state = codec.init_decode_state(batch), codec.init_encode_state(batch) if codec.encodes_live else None
     decode_ms = percentiles(timed(lambda: codec.decode_step(codes, decode_state), num_steps, device))
-    encode_ms = percentiles(timed(lambda: codec.encode_step(audio, encode_state), num_steps, device))
+    encode = (lambda: codec.encode_step(audio, encode_state)) if codec.encodes_live else (lambda: codec.encode(audio))
+    encode_ms = percentiles(timed(encode, num_steps, device))
     stage_ms = {"decode": decode_ms["p50"], "encode": encode_ms["p50"]}
     return {"step_ms": decode_ms, "encode_ms": encode_ms, "stage_ms": stage_ms, **roofline(weight_bytes(codec.decoder), device)}
 

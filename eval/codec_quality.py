@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from codec.base import AudioCodec
 from codec.mel import LogMel
-from codec.model import Codec
 from duplex.errors import UserError
 from eval.figures import Figure, summarize
 from eval.suites import SuiteRun
@@ -60,7 +60,7 @@ def held_out_sentences(bank: Path, n: int) -> list[Utterance]:
     return sentences[:n]
 
 
-def roundtrip(codec: Codec, audio: np.ndarray) -> np.ndarray:
+def roundtrip(codec: AudioCodec, audio: np.ndarray) -> np.ndarray:
     """float32 [N] at the codec's rate -> the same length through the codec, its delay taken out."""
     config = codec.config
     num_frames = -(-(len(audio) + config.delay_samples) // config.frame_samples)
@@ -71,7 +71,7 @@ def roundtrip(codec: Codec, audio: np.ndarray) -> np.ndarray:
     return decoded[config.delay_samples :][: len(audio)]
 
 
-def measure(codec: Codec, utterance: Utterance, asr: Asr, mos: Mos) -> Sentence:
+def measure(codec: AudioCodec, utterance: Utterance, asr: Asr, mos: Mos) -> Sentence:
     """Compare one sentence with itself through the codec, a quarter of a second of silence around both."""
     import soxr
     from pystoi import stoi
@@ -116,7 +116,7 @@ def figures(sentences: Sequence[Sentence]) -> dict[str, Figure]:
 
 
 def run_codec_suite(
-    codec: Codec, name: str, sentences: Sequence[Utterance], asr: Asr, mos: Mos, seed: int, progress: Callable[[int], None]
+    codec: AudioCodec, name: str, sentences: Sequence[Utterance], asr: Asr, mos: Mos, seed: int, progress: Callable[[int], None]
 ) -> SuiteRun:
     """Measure a codec on sentences; `progress` is told how many are done."""
     measured = []

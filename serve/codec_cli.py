@@ -15,9 +15,9 @@ import numpy as np
 import safetensors.numpy
 import torch
 
+from codec.base import AudioCodec
 from codec.checkpoint import load_codec
-from codec.config import CodecConfig
-from codec.model import Codec
+from codec.config import CodecConfig, NanoConfig
 from duplex.checkpoint import PACKAGED, load_speaker
 from duplex.cli import run
 from duplex.clock import FRAME_MS
@@ -53,7 +53,7 @@ class Codes:
         return buffer.getvalue()
 
 
-def read_codes(path: Path, config: CodecConfig) -> Codes:
+def read_codes(path: Path, config: CodecConfig | NanoConfig) -> Codes:
     """Read a codes file for a codec.
 
     Raises:
@@ -87,26 +87,31 @@ def read_codes(path: Path, config: CodecConfig) -> Codes:
     return Codes(codes, num_samples, sample_rate_hz, levels)
 
 
-def num_frames_for(num_samples: int, config: CodecConfig) -> int:
+def num_frames_for(num_samples: int, config: CodecConfig | NanoConfig) -> int:
     """Frames that hold `num_samples` and the decoder's delay."""
     return math.ceil((num_samples + config.delay_samples) / config.frame_samples)
 
 
-def encode_stream(codec: Codec, reader: AudioReader) -> Iterator[torch.Tensor]:
-    """Codes [1, n, K] of a file read at the codec's rate, piece by piece; enough frames that decoding gives its whole length back."""
+def encode_stream(codec: AudioCodec, reader: AudioReader) -> Iterator[torch.Tensor]:
+    """Codes [1, n, K] of a file read at the codec's rate, piece by piece if the codec can; enough frames that decoding gives its whole
+    length back."""
     config = codec.config
     remaining = num_frames_for(reader.num_samples, config)
     silence = np.zeros(config.frame_samples, np.float32)
+    blocks = itertools.chain(reader.blocks(FRAMES_PER_STEP * config.frame_samples), [silence])
     with torch.inference_mode():
+        if not codec.encodes_live:
+            yield codec.encode(torch.from_numpy(np.concatenate(list(blocks)))[None])[:, :remaining]
+            return
         state = codec.init_encode_state(1)
-        for block in itertools.chain(reader.blocks(FRAMES_PER_STEP * config.frame_samples), [silence]):
+        for block in blocks:
             codes = codec.encode_step(torch.from_numpy(block)[None], state)[:, :remaining]
             remaining -= codes.shape[1]
             if codes.shape[1]:
                 yield codes
 
 
-def decode_stream(codec: Codec, pieces: Iterator[torch.Tensor], num_samples: int, writer: AudioWriter) -> None:
+def decode_stream(codec: AudioCodec, pieces: Iterator[torch.Tensor], num_samples: int, writer: AudioWriter) -> None:
     """Write the audio of codes [1, n, K], the codec's delay taken out, cut to `num_samples`."""
     skip, remaining = codec.config.delay_samples, num_samples
     with torch.inference_mode():
@@ -119,7 +124,7 @@ def decode_stream(codec: Codec, pieces: Iterator[torch.Tensor], num_samples: int
     assert remaining == 0, remaining
 
 
-def load(checkpoint: str) -> Codec:
+def load(checkpoint: str) -> AudioCodec:
     """The codec of a packaged checkpoint, of a checkpoint folder, or of a codec folder.
 
     Raises:
@@ -145,7 +150,7 @@ def main(argv: list[str]) -> None:
         {"encode": _encode, "decode": _decode, "roundtrip": _roundtrip}[args.action](codec, args.input, args.output)
 
 
-def _encode(codec: Codec, source: Path, target: Path) -> None:
+def _encode(codec: AudioCodec, source: Path, target: Path) -> None:
     rate_hz = codec.config.sample_rate_hz
     with AudioReader(source, rate_hz) as reader, whole_file(target, SUFFIXES) as write:
         codes = torch.cat([piece[0].to(torch.int16) for piece in encode_stream(codec, reader)])  # [T, K]
@@ -154,7 +159,7 @@ def _encode(codec: Codec, source: Path, target: Path) -> None:
     _print(codec.config, num_samples, target)
 
 
-def _decode(codec: Codec, source: Path, target: Path) -> None:
+def _decode(codec: AudioCodec, source: Path, target: Path) -> None:
     codes = read_codes(source, codec.config)
     with AudioWriter(target, sample_rate_hz=codes.sample_rate_hz) as writer:
         pieces = torch.from_numpy(codes.codes.astype(np.int64))[None].split(FRAMES_PER_STEP, 1)
@@ -162,7 +167,7 @@ def _decode(codec: Codec, source: Path, target: Path) -> None:
     _print(codec.config, codes.num_samples, target)
 
 
-def _roundtrip(codec: Codec, source: Path, target: Path) -> None:
+def _roundtrip(codec: AudioCodec, source: Path, target: Path) -> None:
     rate_hz = codec.config.sample_rate_hz
     with AudioReader(source, rate_hz) as reader, AudioWriter(target, sample_rate_hz=rate_hz) as writer:
         decode_stream(codec, encode_stream(codec, reader), reader.num_samples, writer)
@@ -170,7 +175,7 @@ def _roundtrip(codec: Codec, source: Path, target: Path) -> None:
     _print(codec.config, num_samples, target)
 
 
-def _print(config: CodecConfig, num_samples: int, target: Path) -> None:
+def _print(config: CodecConfig | NanoConfig, num_samples: int, target: Path) -> None:
     bits_per_second = config.num_codebooks * math.log2(config.codebook_size) * 1000 / FRAME_MS
     print(
         f"{target}: {num_samples / config.sample_rate_hz:.2f} s, {num_frames_for(num_samples, config)} frames of "

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codec.checkpoint import load_codec, plain_config
-from codec.config import CodecConfig
+from codec.checkpoint import load_codec, make_codec, plain_config
+from codec.config import CodecConfig, NanoConfig
 from codec.losses import SCALES, Discriminators, SpectralLoss, discriminator_loss, generator_losses
-from codec.model import Codec
 from train.bank import read_part
 from train.loader import StepLoader
 from train.precision import autocast
@@ -87,7 +86,7 @@ class CodecStage(lightning.LightningModule):
     def __init__(
         self,
         num_steps: int,
-        codec: CodecConfig = CodecConfig(),  # noqa: B008 - frozen
+        codec: CodecConfig | NanoConfig = CodecConfig(),  # noqa: B008 - frozen
         learning_rate: float = 1e-3,
         warmup_steps: int = 200,
         init_from: str | None = None,
@@ -100,7 +99,7 @@ class CodecStage(lightning.LightningModule):
         self.automatic_optimization = False
         self.num_steps, self.learning_rate, self.warmup_steps, self.adversarial = num_steps, learning_rate, warmup_steps, adversarial
         self.spectral_steps, self.adversarial_weight = spectral_steps, adversarial_weight
-        self.codec = load_codec(init_from) if init_from else Codec(codec)
+        self.codec = load_codec(init_from) if init_from else make_codec(codec)
         self.spectral = SpectralLoss(self.codec.config.sample_rate_hz)
         self.discriminators = Discriminators(periods) if adversarial else None
         if adversarial:
@@ -126,7 +125,7 @@ class CodecStage(lightning.LightningModule):
         delay = self.codec.config.delay_samples
         with autocast(self.device):
             output = self.codec.reconstruct(batch)
-        output, target = output[:, delay:], batch[:, :-delay]
+        output, target = output[:, delay:], batch[:, : batch.shape[1] - delay]
         first = batch_idx % len(SCALES)
         mel, magnitude = self.spectral(output, target, [first, (first + 1 + batch_idx // 4 % 3) % len(SCALES)])
         loss = 3 * mel + magnitude

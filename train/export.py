@@ -8,9 +8,7 @@ from pathlib import Path
 
 import torch
 
-from codec.checkpoint import build_config, load_codec, save_codec
-from codec.config import CodecConfig
-from codec.model import Codec
+from codec.checkpoint import build_codec, load_codec, save_codec
 from duplex.checkpoint import build_model_config, save_speaker
 from duplex.cli import run
 from duplex.errors import UserError
@@ -27,7 +25,7 @@ def export_codec(checkpoint: str, folder: str, dtype: torch.dtype) -> None:
     Raises:
         UserError: the checkpoint is of another stage.
     """
-    codec = Codec(build_config(Path(checkpoint), CodecConfig, _saved(checkpoint, "codec_config", "codec", "codec")))
+    codec = build_codec(Path(checkpoint), _saved(checkpoint, "codec_config", "codec", "codec"))
     codec.load_state_dict(stage_weights(checkpoint, "codec."))
     codec.eval().store_silence_codes()
     save_codec(codec, folder, dtype)

@@ -6,9 +6,13 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
+
+from codec.checkpoint import save_codec
 from duplex.cli import run
 from train.language_model import read_language_model, save_language_model
 from train.nemo import read_encoder, read_nemo
+from train.nemo_codec import read_codec
 from train.pretrained import save_encoder
 
 
@@ -22,7 +26,13 @@ def import_language_model(source: str, folder: str) -> str:
 
 def import_nemo(source: str, folder: str) -> str:
     """Write what a `.nemo` holds, and say what it is."""
-    encoder = read_encoder(read_nemo(source))
+    archive = read_nemo(source)
+    if "audio_encoder" in archive.config:
+        codec = read_codec(archive)
+        save_codec(codec, folder, torch.float32)
+        config = codec.config
+        return f"a codec of {config.num_codebooks} codebooks of {config.codebook_size} at {config.sample_rate_hz} Hz"
+    encoder = read_encoder(archive)
     save_encoder(encoder, encoder.config, folder)
     return f"an encoder of {encoder.config.num_layers} layers, width {encoder.width}, {encoder.look_ahead_frames} frames of look-ahead"
 

@@ -112,24 +112,39 @@ def read_encoder(archive: NemoArchive) -> CacheAwareFastConformer:
     return encoder.eval()
 
 
+def require(archive: NemoArchive, part: str, wanted: dict, defaults: dict, what: str, give: str) -> dict:
+    """The settings of one part of an archive's config, after comparing some with what is built in here.
+
+    Args:
+        archive: The archive.
+        part: Key of its config.
+        wanted: Settings that must have these values.
+        defaults: NeMo's values of settings that the archive may lack.
+        what: What has them built in.
+        give: What to give instead.
+
+    Raises:
+        UserError: a setting has another value.
+    """
+    settings = archive.config.get(part) or {}
+    for key, value in wanted.items():
+        given = settings.get(key, defaults.get(key))
+        if given != value:
+            raise UserError(f"{archive.path} ({archive.target}) has {part}.{key} {given!r}; {what} has {value!r}: give {give}")
+    return settings
+
+
 def _encoder_config(archive: NemoArchive) -> CacheAwareConfig:
-    parts = {name: archive.config.get(name) or {} for name in ("preprocessor", "encoder")}
-    for part, wanted in (("preprocessor", _PREPROCESSOR), ("encoder", _ENCODER)):
-        for key, value in wanted.items():
-            given = parts[part].get(key, _DEFAULTS.get(key))
-            if given != value:
-                raise UserError(
-                    f"{archive.path} ({archive.target}) has {part}.{key} {given!r}; the cache-aware encoder has {value!r}: give "
-                    "stt_en_fastconformer_hybrid_large_streaming_80ms or another of its family"
-                )
-    encoder = parts["encoder"]
+    of_ours = (_DEFAULTS, "the cache-aware encoder", "stt_en_fastconformer_hybrid_large_streaming_80ms or another of its family")
+    preprocessor = require(archive, "preprocessor", _PREPROCESSOR, *of_ours)
+    encoder = require(archive, "encoder", _ENCODER, *of_ours)
     context = encoder["att_context_size"]
     left, right = context[0] if isinstance(context[0], list) else context  # of several it was trained with, the first is its default
     channels = encoder.get("subsampling_conv_channels", -1)
     config = CacheAwareConfig()
     return dataclasses.replace(
         config,
-        num_mels=parts["preprocessor"].get("features", config.num_mels),
+        num_mels=preprocessor.get("features", config.num_mels),
         subsample_width=encoder["d_model"] if channels == -1 else channels,
         width=encoder["d_model"],
         num_layers=encoder["n_layers"],

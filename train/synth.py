@@ -17,10 +17,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+import soxr
 
 from duplex.errors import UserError
 from train import corpus, world
-from train.bank import AGENT_HZ, USER_HZ, check_part, done_shards, mark_done, read_shard, shard_files
+from train.bank import AGENT_HZ, USER_HZ, Utterance, check_part, done_shards, mark_done, read_shard, shard_files
 from train.voices import Speech, load_engine
 
 SHARD_SIZE = 500
@@ -237,6 +238,12 @@ def build_part(part: PartConfig, config: SynthConfig, num_workers: int) -> None:
         raise UserError(f"a worker failed while building {folder}; see its message above, then run the same command again")
 
 
+def _at_rate(utterance: Utterance, rate_hz: int) -> np.ndarray:
+    """Its audio as float32 at the rate of a codec."""
+    audio = (utterance.audio / 32767.0).astype(np.float32)
+    return audio if utterance.sample_rate_hz == rate_hz else soxr.resample(audio, utterance.sample_rate_hz, rate_hz)
+
+
 def encode_part(folder: Path, codec_dir: str) -> None:
     """Add the codec's codes to every shard of an agent part, beside the audio."""
     import torch
@@ -258,10 +265,11 @@ def encode_part(folder: Path, codec_dir: str) -> None:
         order = sorted(range(len(utterances)), key=lambda i: utterances[i].num_samples)
         codes: dict[int, np.ndarray] = {}
         for batch in (order[i : i + 16] for i in range(0, len(order), 16)):
-            frames = [-(-utterances[i].num_samples // codec.config.frame_samples) + 1 for i in batch]
+            pieces = [_at_rate(utterances[i], codec.config.sample_rate_hz) for i in batch]
+            frames = [-(-len(piece) // codec.config.frame_samples) + 1 for piece in pieces]
             audio = np.zeros((len(batch), max(frames) * codec.config.frame_samples), np.float32)
-            for row, i in enumerate(batch):
-                audio[row, : utterances[i].num_samples] = utterances[i].audio / 32767.0
+            for row, piece in enumerate(pieces):
+                audio[row, : len(piece)] = piece
             with torch.inference_mode():
                 result = codec.encode(torch.from_numpy(audio)).numpy()  # [B, T, K]
             for row, i in enumerate(batch):

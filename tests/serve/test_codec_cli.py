@@ -9,7 +9,9 @@ import pytest
 import soundfile
 import torch
 
-from codec.checkpoint import load_codec
+from codec.checkpoint import load_codec, save_codec
+from codec.config import NanoConfig
+from codec.nano import NanoCodec
 from duplex.cli import main as duplex
 from serve.audio_io import AudioReader
 from serve.codec_cli import encode_stream
@@ -48,6 +50,19 @@ def test_streaming_equals_the_whole_and_the_delay_is_taken_out(tiny_checkpoint: 
     assert torch.equal(streamed, codes)
     assert codec(tiny_checkpoint, "roundtrip", source, tmp_path / "around.wav") == 0
     np.testing.assert_allclose(soundfile.read(tmp_path / "around.wav", dtype="float32")[0], whole, atol=1e-4)
+
+
+def test_a_codec_that_encodes_whole_utterances_alone(tmp_path: Path) -> None:
+    save_codec(NanoCodec(NanoConfig(encoder_width=2, decoder_width=64)), tmp_path / "nano")
+    source, codes = write_wav(tmp_path / "in.wav", 1.3), tmp_path / "codes.npz"
+    assert codec(tmp_path / "nano", "encode", source, codes) == 0
+    assert codec(tmp_path / "nano", "decode", codes, tmp_path / "decoded.wav") == 0
+    assert codec(tmp_path / "nano", "roundtrip", source, tmp_path / "around.wav") == 0
+    assert (tmp_path / "decoded.wav").read_bytes() == (tmp_path / "around.wav").read_bytes()
+    info = soundfile.info(tmp_path / "around.wav")
+    assert (info.frames, info.samplerate) == (round(1.3 * 22050), 22050)
+    with np.load(codes) as archive:
+        assert archive["codes"].shape == (17, 4)
 
 
 def test_length_and_bitrate_are_printed(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
