@@ -2,7 +2,8 @@
  * Both voices on one scrolling time axis.
  *
  *  you     |▂▅▇▅▂|            |▅▇▅|
- *                 ├0.39 s┤     ├0.22 s┤          what was measured, between the lanes
+ *                               ├─┤ stopped in 0.22 s
+ *                 ├────┤ 0.39 s                        what was measured, between the lanes
  *  agent                 |▂▅▇▅▇▅▂▅▇▂//
  *          0:01      0:02      0:03
  */
@@ -19,7 +20,8 @@ const LEAST_S = 4.5;
 const QUIET_DB = -46;
 const LOUD_DB = -4;
 const AXIS_HEIGHT = 22;
-const MEASURE_HEIGHT = 30;
+const MEASURE_HEIGHT = 40; // two rows: how fast the agent stopped, how fast it answered
+const ROW_OFFSET = 9;
 const LABEL_WIDTH = 64; // where the lanes' names stand, and the picture fades
 const PAGE_S = 2; // scrolling without motion goes in pages
 
@@ -167,16 +169,16 @@ export class Timeline {
   #drawFigures(view) {
     for (const reply of this.#replies) {
       if (reply.startS === null || (reply.endS ?? view.nowS) < view.beginS) continue;
-      if (reply.responseS !== null) this.#drawSpan(view, reply.startS - reply.responseS, reply.startS, secondsText(reply.responseS), true);
-      if (reply.stopS !== null) this.#drawSpan(view, reply.endS - reply.stopS, reply.endS, `stopped in ${secondsText(reply.stopS)}`, false);
+      if (reply.responseS !== null) this.#drawSpan(view, reply.startS - reply.responseS, reply.startS, secondsText(reply.responseS), ROW_OFFSET);
+      if (reply.stopS !== null) this.#drawSpan(view, reply.endS - reply.stopS, reply.endS, `stopped in ${secondsText(reply.stopS)}`, -ROW_OFFSET);
       if (reply.interrupted && reply.endS !== null) this.#drawCut(view, reply.endS);
     }
   }
 
-  /** A dimension line with its text after it, where that has room and is wanted, or else before it. */
-  #drawSpan(view, fromS, toS, text, after) {
+  /** A dimension line, with its text after it or, where that has no room, before it. */
+  #drawSpan(view, fromS, toS, text, offset) {
     const context = this.#context;
-    const [left, right, y] = [view.x(fromS), view.x(toS), view.middle];
+    const [left, right, y] = [view.x(fromS), view.x(toS), view.middle + offset];
     context.strokeStyle = this.#colors.ink;
     context.lineWidth = 1;
     context.beginPath();
@@ -189,12 +191,10 @@ export class Timeline {
     context.stroke();
     context.font = `600 12px ${this.#colors.font}`;
     const width = context.measureText(text).width;
-    const follows = after && right + 8 + width < this.#size.width;
+    const follows = right + 8 + width < this.#size.width;
     const x = follows ? right + 8 : left - 8;
     context.textAlign = follows ? "left" : "right";
     context.textBaseline = "middle";
-    context.fillStyle = this.#colors.paper;
-    context.fillRect(follows ? x - 3 : x - width - 3, y - 8, width + 6, 16);
     context.fillStyle = this.#colors.ink;
     context.fillText(text, x, y + 0.5);
   }
