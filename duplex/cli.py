@@ -14,6 +14,7 @@ VERBS = {
     "mic": ("serve.mic:main", "talk to it through a microphone, live"),
     "synth": ("train.synth_cli:main", "synthesize an utterance bank"),
     "train": ("train.cli:main", "train a stage from a YAML config"),
+    "gather": ("train.gather:main", "bring recorded conversations into the bank"),
     "import": ("train.importing:main", "bring weights of others into a folder to start from"),
     "export": ("train.export:main", "turn a training checkpoint into a folder that serves"),
     "codec": ("serve.codec_cli:main", "encode, decode or roundtrip audio files"),

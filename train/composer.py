@@ -263,16 +263,21 @@ def _backchannel(cast: Cast, begin: int, length: int, config: ComposerConfig, au
 
 def render_user(timeline: Timeline, augment: AugmentConfig | None, rng: Generator) -> np.ndarray:
     """The user's channel as float32 [num_frames * 1280]; `augment` None leaves speech as it is, over a faint noise floor."""
-    audio = np.zeros(timeline.num_frames * USER_FRAME_SAMPLES, np.float32)
-    for turn in timeline.user:
-        piece = turn.utterance.audio[: max(len(audio) - turn.start_sample, 0)]
-        audio[turn.start_sample : turn.start_sample + len(piece)] += piece
+    audio = _compose_user(timeline) if timeline.recorded is None else timeline.recorded
     if augment is None:
         return audio + 1e-4 * rng.standard_normal(len(audio)).astype(np.float32)
     audio = augment_channel(audio, augment, rng)
     if augment.echo_probability and rng.random() < augment.echo_probability:
         level_db, delay_s, reverb_s = (rng.uniform(*span) for span in (augment.echo_db, augment.echo_delay_s, augment.reverb_s))
         audio = np.clip(add_echo(audio, render_agent(timeline), level_db, delay_s, reverb_s, rng), -1.0, 1.0)
+    return audio
+
+
+def _compose_user(timeline: Timeline) -> np.ndarray:
+    audio = np.zeros(timeline.num_frames * USER_FRAME_SAMPLES, np.float32)
+    for turn in timeline.user:
+        piece = turn.utterance.audio[: max(len(audio) - turn.start_sample, 0)]
+        audio[turn.start_sample : turn.start_sample + len(piece)] += piece
     return audio
 
 

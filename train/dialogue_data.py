@@ -15,9 +15,11 @@ from torch import Tensor
 from codec.checkpoint import load_codec
 from duplex.errors import UserError
 from duplex.vocab import Vocab, ctc_encode
+from train import conversation_bank
 from train.augment import AugmentConfig
 from train.bank import Utterance, read_part
 from train.composer import Cast, ComposerConfig, compose, render_user
+from train.conversation import check_conversation, draw_window
 from train.corpus import repeat_phrases
 from train.layout import lay_channels, lay_heard, token_frames
 from train.loader import StepLoader
@@ -77,6 +79,8 @@ class Conversations(lightning.LightningDataModule):
         codec: Codec checkpoint, for its silence codes.
         tokenizer: Path of `tokenizer.json`; made from the agent parts when it does not exist.
         num_steps, batch_size: Size of a run.
+        recorded_parts: Parts of recorded conversations, see `train.conversation_bank`.
+        recorded_fraction: Share of rows, speak rows apart, that are stretches of recorded conversations.
         speak_fraction: Share of speak rows; 1 leaves the user's channel out.
         read_rows: Rows of words without sound in every batch, besides `batch_size`.
         vocab_size: Size of a tokenizer that has to be made.
@@ -96,6 +100,8 @@ class Conversations(lightning.LightningDataModule):
         tokenizer: str,
         num_steps: int,
         user_parts: list[str] | None = None,
+        recorded_parts: list[str] | None = None,
+        recorded_fraction: float = 0.5,
         batch_size: int = 8,
         speak_fraction: float = 0.125,
         read_rows: int = 0,
@@ -111,6 +117,7 @@ class Conversations(lightning.LightningDataModule):
         self.num_workers = num_workers
         self.bank, self.codec_dir, self.tokenizer = Path(bank), codec, Path(tokenizer)
         self.user_parts, self.answer_parts, self.speak_parts = user_parts or [], answer_parts, speak_parts
+        self.recorded_parts, self.recorded_fraction = recorded_parts or [], recorded_fraction
         self.num_steps, self.batch_size, self.speak_fraction, self.seed = num_steps, batch_size, speak_fraction, seed
         self.read_rows = read_rows
         self.vocab_size, self.lead_frames, self.lead_jitter = vocab_size, lead_frames, lead_jitter
@@ -126,8 +133,11 @@ class Conversations(lightning.LightningDataModule):
             part: list(read_part(self.bank / part, fields=("codes", "recording") if part in heard else ("codes",)))
             for part in {*self.answer_parts, *self.speak_parts}
         }
-        self.vocab = self._vocabulary([u.text for part in sorted(agent) for u in agent[part]])
+        self.recorded = [conversation for part in self.recorded_parts for conversation in conversation_bank.read_part(self.bank / part)]
+        said = [turn.text for conversation in self.recorded for turn in conversation.of("agent")]
+        self.vocab = self._vocabulary([u.text for part in sorted(agent) for u in agent[part]] + said)
         self.silence = load_codec(self.codec_dir).silence_codes.numpy()
+        self._check_rows()
         self.tokens: dict[str, list[tuple[int, int]]] = {}
         for part, utterances in agent.items():
             agent[part] = self._place_tokens(utterances)
@@ -136,6 +146,22 @@ class Conversations(lightning.LightningDataModule):
         if self.read_rows:
             self.readers = WrittenCast(self.vocab, repeat_phrases("train"), len(self.silence), self.composer.skill_weights)
         self.cast = Cast([u for part in self.user_parts for u in read_part(self.bank / part)], answers, self.composer.skill_weights)
+
+    def _check_rows(self) -> None:
+        """Raises UserError where rows would be drawn from nothing, or recorded ones cannot be trained on."""
+        if self.speak_fraction and not self.speak_parts:
+            raise UserError(f"speak_fraction {self.speak_fraction} draws speak rows, and speak_parts is empty; name a part, or set it to 0")
+        recorded = self.recorded_fraction if self.recorded else 0
+        if self.speak_fraction < 1 and recorded < 1 and not self.user_parts:
+            raise UserError("composed rows need user_parts, which is empty; name a part, or set recorded_fraction or speak_fraction to 1")
+        for conversation in self.recorded:
+            assert conversation.codes is not None
+            check_conversation(conversation, self.vocab)
+            if conversation.codes.shape[1] != len(self.silence):
+                raise UserError(
+                    f"the codes of {conversation.id} have {conversation.codes.shape[1]} codebooks, those of {self.codec_dir} "
+                    f"{len(self.silence)}; run `duplex gather` again with this codec"
+                )
 
     def _place_tokens(self, utterances: list[Utterance]) -> list[Utterance]:
         """Fill `tokens`; sentences without word times, or too dense for their speech, are left out and counted."""
@@ -181,6 +207,9 @@ class Conversations(lightning.LightningDataModule):
     def _timeline(self, speak: bool, rng: Generator) -> Timeline:
         if speak:
             return speak_timeline(self.pool, self.composer.num_frames, rng)
+        if self.recorded and rng.random() < self.recorded_fraction:
+            conversation = self.recorded[int(rng.integers(len(self.recorded)))]
+            return draw_window(conversation, self.composer.num_frames, self.lead_frames, rng)
         assert self.cast is not None
         return compose(self.cast, self.composer, self.augment, rng)
 

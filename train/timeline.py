@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from train.bank import Utterance
 
 USER_FRAME_SAMPLES = 1280
@@ -71,8 +73,15 @@ class AgentTurn:
 
 @dataclass(frozen=True)
 class Timeline:
-    """A whole conversation of `num_frames` frames."""
+    """A whole conversation of `num_frames` frames.
+
+    Attributes:
+        num_frames: Its length.
+        user, agent: Who says what when.
+        recorded: The user's channel as it was recorded, float32 [num_frames * 1280] at 16 kHz; None where it is composed of its turns.
+    """
 
     num_frames: int
     user: tuple[UserTurn, ...]
     agent: tuple[AgentTurn, ...]
+    recorded: np.ndarray | None = None
