@@ -41,6 +41,15 @@ test("a reply begins one delay after its first chunk, and is whole", () => {
   assert.equal(buffer.numUnderruns, 0);
 });
 
+test("pieces of any size come out in order, none lost", () => {
+  const buffer = new PlaybackBuffer(RATE_HZ);
+  let next = 1;
+  for (let size = 1; size < 300; size += 37) buffer.push(Float32Array.from({ length: size }, () => next++));
+  const out = play(buffer, 2 * FRAME).slice(DELAY);
+  const begin = out.indexOf(1);
+  assert.deepEqual(out.slice(begin, begin + next - 1), Array.from({ length: next - 1 }, (_, i) => i + 1));
+});
+
 test("jitter below the delay makes no gap", () => {
   const buffer = new PlaybackBuffer(RATE_HZ);
   const late = [0, 0.03, 0.001, 0.035, 0, 0.02, 0.034, 0.01].map((s, i) => i * FRAME + s * RATE_HZ);

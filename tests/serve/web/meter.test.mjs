@@ -67,6 +67,26 @@ test("the server may say so before the sound ends, or long after", () => {
   }
 });
 
+test("a reply that the server has sent in a burst ends when its sound does", () => {
+  const { replies } = converse("####....................................", "...........#########################....", "........[...]...........................");
+  close(replies[0].endS, 36 * 0.04);
+});
+
+test("a user who goes on speaking after the stop has still begun where they began", () => {
+  const { replies } = converse(
+    "####................##.........................#########..........########",
+    "...............####################################......................",
+    "............[............................................................x",
+  );
+  close(replies[0].stopS, 4 * 0.04);
+});
+
+test("an agent that begins over the user and yields has no stop time: nobody interrupted it", () => {
+  const { replies } = converse("####################..............", "...........########...............", ".........[..........x.............");
+  assert.ok(replies[0].interrupted);
+  assert.equal(replies[0].stopS, null);
+});
+
 test("a backchannel before it is not the interruption", () => {
   const { replies } = converse(
     "####..............##.........................########..........",
@@ -104,6 +124,18 @@ test("steady noise is no voice, and speech over it is", () => {
   const late = meter.user.segments.filter((segment) => segment.startS > 5);
   assert.equal(late.length, 1);
   close(late[0].startS, 200 * 0.04);
+});
+
+test("what was noise before the microphone was muted is noise after it", () => {
+  const meter = new Meter();
+  const hear = (userRms, seconds) => {
+    for (let i = 0; i < seconds * 100; i++) meter.push({ userRms, agentPeak: 0 });
+  };
+  hear(0.01, 10);
+  const before = meter.user.segments.length; // the floor is not known at first
+  hear(0, 9.5);
+  hear(0.01, 5);
+  assert.equal(meter.user.segments.length, before);
 });
 
 test("a reply without sound settles without figures", () => {

@@ -56,12 +56,11 @@ test("`missing` is exactly what the next samples need", () => {
   const resampler = new Resampler(24000, 44100);
   for (let i = 0; i < 50; i++) {
     const missing = resampler.missing(128);
-    resampler.push(new Float32Array(Math.max(0, missing - 1)));
-    if (missing > 0) {
-      assert.ok(resampler.missing(128) === 1);
-      resampler.push(new Float32Array(1));
-    }
-    assert.equal(resampler.pull(new Float32Array(128)), 128);
+    resampler.push(new Float32Array(missing - 1));
+    const early = resampler.pull(new Float32Array(128));
+    assert.ok(early < 128);
+    resampler.push(new Float32Array(1));
+    assert.equal(resampler.pull(new Float32Array(128 - early)), 128 - early);
   }
 });
 
