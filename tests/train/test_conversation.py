@@ -14,10 +14,12 @@ import torch
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.supervision import AlignmentItem
 
-from codec.checkpoint import load_codec
+from codec.checkpoint import load_codec, save_codec
+from codec.model import Codec
 from duplex.cli import main as duplex
 from duplex.errors import UserError
 from duplex.vocab import Vocab
+from tests.codec.test_streaming import TINY as TINY_CODEC
 from tests.train.conftest import TinyBank
 from tests.train.test_stages import conversations as data_module
 from tests.train.test_stages import fit
@@ -27,6 +29,7 @@ from train.conversation_bank import make_cut, read_part, write_conversations
 from train.conversation_files import find_conversations, group_words, read_stereo
 from train.dialogue_stage import DialogueStage
 from train.layout import lay_channels, lay_heard, token_frames
+from train.voices import load_engine
 from train.voices.base import WordTime
 
 VOCAB = Vocab.train(["so how was it", "it was great", "we went home yes no really"] * 3, 120)
@@ -356,3 +359,25 @@ def test_rows_drawn_from_nothing_are_refused(tmp_path: Path, bank: TinyBank) -> 
 def test_a_cut_of_ours_is_a_cut_of_theirs() -> None:
     cut = make_cut(example())
     assert cut.supervisions[0].alignment["word"][1].symbol == "how" and cut.supervisions[0].alignment["word"][1].start == 0.7
+
+
+@pytest.mark.slow
+def test_a_recognizer_writes_a_bare_recording_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("faster_whisper")
+    pytest.importorskip("hibari")
+    said = ("What is the capital of France?", "The capital of France is Paris.")
+    speech = [load_engine("hibari").synthesize(text, "heart").audio for text in said]
+    voices = np.zeros((2, 8 * 24000), np.float32)
+    voices[0, 12000 : 12000 + len(speech[0])] = speech[0]
+    begin = 12000 + len(speech[0]) - 6000  # a quarter of a second of overlap
+    voices[1, begin : begin + len(speech[1])] = speech[1]
+    soundfile.write(tmp_path / "one.wav", voices.T, 24000)
+    torch.manual_seed(0)
+    save_codec(Codec(TINY_CODEC), tmp_path / "codec")
+    arguments = [str(tmp_path / "one.wav").removesuffix("/one.wav"), str(tmp_path / "talks"), "--codec", str(tmp_path / "codec")]
+    assert duplex(["gather", *arguments, "--agent", "right", "--transcribe"]) == 0
+    (conversation,) = read_part(tmp_path / "talks")
+    heard = {one.role: one for one in conversation.spoken}
+    for role, text in zip(("user", "agent"), said, strict=True):
+        assert heard[role].text.lower().strip(".?") == text.lower().strip(".?")
+    assert abs(heard["user"].start_s - 0.5) < 0.5 and abs(heard["agent"].start_s - begin / 24000) < 0.5
