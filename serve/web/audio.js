@@ -17,7 +17,7 @@ const CONSTRAINTS = { echoCancellation: true, noiseSuppression: false, autoGainC
  * @typedef {object} Handlers
  * @property {(samples: Float32Array) => void} onHeard 20 ms at 24 kHz
  * @property {(levels: object) => void} onLevels every 10 ms, from the worklet
- * @property {(state: string) => void} onMicrophone off, asking, on, refused, missing, busy, insecure, silent or lost
+ * @property {(state: string) => void} onMicrophone off, asking, on, refused, missing, busy, insecure or silent
  * @property {(suspended: boolean) => void} onSuspended the browser has stopped the sound, a gesture may resume it
  */
 
@@ -80,10 +80,11 @@ export class Sound {
       this.#release();
       this.#stream = stream;
     } catch (error) {
-      if (context === this.#context) this.#tell(ERRORS[error.name] ?? "busy");
-      return;
+      if (context !== this.#context) return;
+      this.#release();
+      return this.#tell(ERRORS[error.name] ?? "busy");
     }
-    this.#stream.getAudioTracks()[0].onended = () => this.#lost();
+    this.#stream.getAudioTracks()[0].onended = () => this.listen(); // unplugged: take the one that is left
     this.#source = context.createMediaStreamSource(this.#stream);
     this.#source.connect(this.#gate);
     this.#silentBlocks = 0;
@@ -168,12 +169,6 @@ export class Sound {
     this.#handlers.onLevels(data);
   }
 
-  #lost() {
-    this.#release();
-    this.#tell("lost");
-    this.listen();
-  }
-
   /** A permission given later is taken up by itself. Some browsers do not know this permission by name: there the button does it. */
   async #watchPermission() {
     const permission = await navigator.permissions?.query({ name: "microphone" }).catch(() => null);
@@ -183,6 +178,6 @@ export class Sound {
   }
 
   #devicesChanged() {
-    if (["missing", "busy", "lost"].includes(this.#state) && this.#context) this.listen();
+    if (["missing", "busy"].includes(this.#state) && this.#context) this.listen();
   }
 }

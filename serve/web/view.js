@@ -141,9 +141,11 @@ export class View {
 
   #state(id, { title, detail, tone }) {
     const section = element(id);
+    const worsens = tone === "bad" && section.dataset.tone !== "bad";
     section.dataset.tone = tone;
     write(section.querySelector(".title"), title);
     write(section.querySelector(".detail"), detail);
+    if (worsens) section.scrollIntoView({ block: "nearest" });
   }
 
   #figure(id, values, value) {

@@ -26,7 +26,6 @@ const MICROPHONE = {
   insecure: ["bad", "No microphone at this address", "Browsers give it to https pages and to localhost only: open the page there. Or ask the sample question."],
   silent: ["bad", "The microphone is silent", "No sound at all comes from it: look for a switch on it, or choose another in the system’s settings."],
   suspended: ["bad", "The browser has paused the sound", "It waits for you: press “Resume”."],
-  lost: ["bad", "The microphone went away", "Taking the one that is left."],
 };
 
 function words([tone, title, detail]) {
