@@ -19,6 +19,7 @@ from duplex.vocab import Vocab
 from train.dialogue_data import ConversationBatch
 from train.encoder_stage import HEARD_SIL, ctc_loss, heard_loss, mask_features, random_first_frame
 from train.language_model import load_language_model, start_from
+from train.loader import batch_generator
 from train.precision import autocast
 from train.pretrained import load_encoder
 from train.reading import recognized
@@ -209,7 +210,7 @@ class DialogueStage(lightning.LightningModule):
 
     def training_step(self, batch: ConversationBatch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
-        generator = torch.Generator().manual_seed(batch_idx * 1009 + self.global_rank)
+        generator = batch_generator(batch_idx, self.trainer)
         losses = self._losses(batch, generator)
         total = losses.total
         names = ("text", "codes", "ctc", "heard", "word_accuracy", "level_accuracy")

@@ -20,7 +20,7 @@ from train.augment import AugmentConfig, augment_utterance
 from train.bank import USER_HZ, Utterance, Word, read_part
 from train.composer import render_user
 from train.layout import lay_heard
-from train.loader import StepLoader
+from train.loader import StepLoader, batch_generator
 from train.precision import autocast
 from train.pretrained import load_encoder, whisper_encoder_weights
 from train.schedule import warmup_cosine
@@ -248,7 +248,7 @@ class EncoderStage(lightning.LightningModule):
     def training_step(self, batch: SpeechBatch, batch_idx: int) -> Tensor:
         """Sum of the losses, each a mean, with SpecAugment and at a random place in a session."""
         assert self.listener is not None
-        generator = torch.Generator().manual_seed(batch_idx * 1009 + self.global_rank)
+        generator = batch_generator(batch_idx, self.trainer)
         mel = mask_features(self.encoder.features(batch.audio), generator)
         with autocast(self.device):
             hidden = self.encoder.encode_features(mel, random_first_frame(generator))

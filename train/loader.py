@@ -7,8 +7,14 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 import torch.distributed
 from torch.utils.data import DataLoader, Dataset
+
+
+def batch_generator(batch_idx: int, trainer: Any) -> torch.Generator:
+    """The draws of one batch. They follow from the number that `StepLoader` gave it, so that several processes draw what one would."""
+    return torch.Generator().manual_seed((batch_idx * trainer.world_size + trainer.global_rank) * 1009)
 
 
 class StepLoader:
