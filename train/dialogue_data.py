@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import lightning
 import numpy as np
@@ -84,6 +85,7 @@ class Conversations(lightning.LightningDataModule):
         speak_fraction: Share of speak rows; 1 leaves the user's channel out.
         read_rows: Rows of words without sound in every batch, besides `batch_size`.
         vocab_size: Size of a tokenizer that has to be made.
+        alignment: `word` puts text where its words sound, `turn` one token a frame from the turn's start (the paper's).
         lead_frames: Frames by which text leads its sound.
         lead_jitter: Speak rows draw their lead from lead_frames - lead_jitter .. lead_frames + lead_jitter.
         composer, augment: The conversations.
@@ -106,6 +108,7 @@ class Conversations(lightning.LightningDataModule):
         speak_fraction: float = 0.125,
         read_rows: int = 0,
         vocab_size: int = 1000,
+        alignment: Literal["word", "turn"] = "word",
         lead_frames: int = 2,
         lead_jitter: int = 0,
         composer: ComposerConfig = ComposerConfig(),  # noqa: B008 - frozen
@@ -121,6 +124,7 @@ class Conversations(lightning.LightningDataModule):
         self.num_steps, self.batch_size, self.speak_fraction, self.seed = num_steps, batch_size, speak_fraction, seed
         self.read_rows = read_rows
         self.vocab_size, self.lead_frames, self.lead_jitter = vocab_size, lead_frames, lead_jitter
+        self.by_word = alignment == "word"
         self.composer, self.augment = composer, augment
         self.cast: Cast | None = None
 
@@ -168,15 +172,18 @@ class Conversations(lightning.LightningDataModule):
         kept = []
         for utterance in utterances:
             try:
-                if not utterance.words:
+                if self.by_word and not utterance.words:
                     raise UserError(f"the engine gave no word times for {utterance.text!r}")
-                self.tokens[utterance.id] = token_frames(utterance, self.vocab)
+                self.tokens[utterance.id] = self._token_frames(utterance)
                 kept.append(utterance)
             except UserError as error:
                 _LOG.info("left out: %s", error)
         if len(kept) < len(utterances):
             _LOG.warning("%d of %d agent sentences left out: no word times, or too dense", len(utterances) - len(kept), len(utterances))
         return kept
+
+    def _token_frames(self, utterance: Utterance) -> list[tuple[int, int]]:
+        return token_frames(utterance, self.vocab, self.by_word)
 
     def _vocabulary(self, texts: list[str]) -> Vocab:
         if not self.tokenizer.exists():
@@ -217,7 +224,7 @@ class Conversations(lightning.LightningDataModule):
         rows = []
         for timeline, speak in zip(timelines, scripted, strict=True):
             lead = self.lead_frames + (int(rng.integers(-self.lead_jitter, self.lead_jitter + 1)) if speak else 0)
-            tokens = {t.utterance.id: self.tokens.get(t.utterance.id) or token_frames(t.utterance, self.vocab) for t in timeline.agent}
+            tokens = {t.utterance.id: self.tokens.get(t.utterance.id) or self._token_frames(t.utterance) for t in timeline.agent}
             rows.append(lay_channels(timeline, tokens, self.silence, lead))
         transcripts = [ctc_encode(" ".join(turn.utterance.text for turn in timeline.user)) for timeline in timelines] if audio else []
         return ConversationBatch(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import lightning
 import torch
@@ -23,7 +24,7 @@ from train.loader import batch_generator
 from train.precision import autocast
 from train.pretrained import load_encoder
 from train.reading import recognized
-from train.schedule import warmup_cosine
+from train.schedule import warmup_cosine, warmup_inverse_sqrt
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ class DialogueStage(lightning.LightningModule):
         learning_rate, encoder_learning_rate: Peak rates.
         freeze_encoder_steps: For so many steps the encoder rests; None is all the time.
         warmup_steps: Linear warm-up.
+        schedule: What follows it: a cosine to the end, or one over the square root of the step (the paper's).
         corruption: Largest rate of `corrupt_codes`.
         loss: Weights.
         init_language: Folder of a language model that `duplex import` wrote; the data must have its tokenizer.
@@ -137,6 +139,7 @@ class DialogueStage(lightning.LightningModule):
         encoder_learning_rate: float = 3e-4,
         freeze_encoder_steps: int | None = 0,
         warmup_steps: int = 150,
+        schedule: Literal["cosine", "inverse_sqrt"] = "cosine",
         corruption: float = 0.3,
         loss: LossConfig = LossConfig(),  # noqa: B008 - frozen
         init_language: str | None = None,
@@ -146,6 +149,7 @@ class DialogueStage(lightning.LightningModule):
         super().__init__()
         self.num_steps, self.config, self.loss_config = num_steps, model, loss
         self.learning_rate, self.encoder_learning_rate, self.warmup_steps = learning_rate, encoder_learning_rate, warmup_steps
+        self.schedule = schedule
         self.freeze_encoder_steps, self.corruption = freeze_encoder_steps, corruption
         self.init_language, self.init_encoder, self.init_model = init_language, init_encoder, init_model
         self.model: DuplexModel | None = None
@@ -195,7 +199,7 @@ class DialogueStage(lightning.LightningModule):
         checkpoint["model_config"] = plain_config(self.model.config)
 
     def configure_optimizers(self):
-        """AdamW with a lower rate for the encoder, and a cosine by step."""
+        """AdamW with a lower rate for the encoder, and the schedule by step."""
         assert self.model is not None
         ears = [p for part in (self.model.encoder, self.model.recognizer) if part is not None for p in part.parameters()]
         known = {id(p) for p in ears}
@@ -205,7 +209,10 @@ class DialogueStage(lightning.LightningModule):
         if encoder:
             groups.append({"params": encoder, "lr": self.encoder_learning_rate})
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01)
-        schedule = warmup_cosine(optimizer, self.warmup_steps, self.num_steps)
+        if self.schedule == "cosine":
+            schedule = warmup_cosine(optimizer, self.warmup_steps, self.num_steps)
+        else:
+            schedule = warmup_inverse_sqrt(optimizer, self.warmup_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: ConversationBatch, batch_idx: int) -> Tensor:

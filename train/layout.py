@@ -36,10 +36,10 @@ class Channels:
     speaking: np.ndarray
 
 
-def token_frames(utterance: Utterance, vocab: Vocab) -> list[tuple[int, int]]:
+def token_frames(utterance: Utterance, vocab: Vocab, by_word: bool = True) -> list[tuple[int, int]]:
     """(frame, token) of every token of an utterance, one a frame, at the token's own sound; frames count from the first code.
 
-    `turn` alignment is the special case of an utterance without word times: tokens follow each other from frame 0.
+    With `by_word` False, and in an utterance without word times, tokens follow each other from frame 0.
 
     Raises:
         UserError: the text does not fit into its speech.
@@ -48,7 +48,7 @@ def token_frames(utterance: Utterance, vocab: Vocab) -> list[tuple[int, int]]:
     placed: list[tuple[int, int]] = []
     words = vocab.encode_words(utterance.text)
     for i, ids in enumerate(words):
-        if utterance.words:
+        if by_word and utterance.words:
             start, end = utterance.words[i].start_sample, utterance.words[i].end_sample
         else:
             start = end = 0

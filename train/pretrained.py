@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from codec.checkpoint import read_config
+from codec.checkpoint import build_config, read_yaml
 from duplex.config import EncoderConfig
 from duplex.encoder import Encoder
 from duplex.errors import UserError
@@ -50,7 +50,12 @@ def load_encoder(encoder: Encoder, config: EncoderConfig, folder: str | Path) ->
     folder = Path(folder)
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is no imported encoder; make it with `duplex import SOURCE {folder}`")
-    ours, theirs = dataclasses.asdict(config), dataclasses.asdict(read_config(folder / "config.yaml", type(config), ENCODER_FORMAT))
+    data = read_yaml(folder / "config.yaml", ENCODER_FORMAT)
+    if data.get("kind") != config.kind:
+        raise UserError(
+            f"the config's encoder is of kind {config.kind!r}, that in {folder} of {data.get('kind')!r}; set `encoder` to one of that kind"
+        )
+    ours, theirs = dataclasses.asdict(config), dataclasses.asdict(build_config(folder / "config.yaml", type(config), data))
     differing = [f"{name} {ours[name]!r} where {folder} has {value!r}" for name, value in theirs.items() if ours[name] != value]
     if differing:
         raise UserError(f"the config's encoder has {', '.join(differing)}; write those of {folder / 'config.yaml'} into the config")

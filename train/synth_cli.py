@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 import jsonargparse
@@ -65,11 +65,14 @@ def main(argv: list[str]) -> None:
     """
     parser = argparse.ArgumentParser(prog="duplex synth", description="Synthesize an utterance bank; a run that stopped is taken up again.")
     parser.add_argument("--config", required=True, help="YAML such as train/configs/pocket-synth.yaml")
+    parser.add_argument("--bank", metavar="DIR", help="where to build it, in place of the config's `bank`")
     parser.add_argument("--part", metavar="NAME", nargs="+", action="extend", default=[], help="only these parts (default: all)")
     parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
     parser.add_argument("--codec", metavar="DIR", help="codec folder: store codes beside the speech of agent parts")
     args = parser.parse_args(argv)
     config = load_config(args.config)
+    if args.bank:
+        config = replace(config, bank=args.bank)
     unknown = [name for name in args.part if name not in {part.name for part in config.parts}]
     if unknown:
         raise UserError(f"part {unknown[0]!r} is not in {args.config}; its parts are {', '.join(part.name for part in config.parts)}")

@@ -63,6 +63,8 @@ def test_one_token_a_frame_and_a_crowd_moves_back_from_the_end() -> None:
 def test_without_word_times_tokens_follow_each_other() -> None:
     bare = utterance("it is four", [], 5)
     assert token_frames(Utterance(**{**vars(bare), "words": ()}), VOCAB) == [(0, 10), (1, 11), (2, 12), (3, 13)]
+    late = utterance("a bb", [(0, 100), (9600, 10000)], 8)
+    assert token_frames(late, VOCAB, by_word=False) == [(0, 10), (1, 11)]
 
 
 def test_text_that_does_not_fit_is_refused() -> None:
