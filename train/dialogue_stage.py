@@ -21,6 +21,7 @@ from train.dialogue_data import ConversationBatch
 from train.encoder_stage import HEARD_SIL, ctc_loss, heard_loss, mask_features, random_first_frame
 from train.language_model import load_language_model, start_from
 from train.loader import batch_generator
+from train.lora import LoraSettings, add_adapters, merge_adapters
 from train.precision import autocast
 from train.pretrained import load_encoder
 from train.reading import recognized
@@ -126,6 +127,7 @@ class DialogueStage(lightning.LightningModule):
         schedule: What follows it: a cosine to the end, or one over the square root of the step (the paper's).
         corruption: Largest rate of `corrupt_codes`.
         loss: Weights.
+        lora: Adapters to train in place of the backbone.
         init_language: Folder of a language model that `duplex import` wrote; the data must have its tokenizer.
         init_encoder: Lightning checkpoint of the encoder stage, or the folder of an encoder that `duplex import` wrote.
         init_model: Lightning checkpoint of an earlier speak or dialogue stage, or an exported checkpoint folder.
@@ -142,6 +144,7 @@ class DialogueStage(lightning.LightningModule):
         schedule: Literal["cosine", "inverse_sqrt"] = "cosine",
         corruption: float = 0.3,
         loss: LossConfig = LossConfig(),  # noqa: B008 - frozen
+        lora: LoraSettings = LoraSettings(),  # noqa: B008 - frozen
         init_language: str | None = None,
         init_encoder: str | None = None,
         init_model: str | None = None,
@@ -149,7 +152,7 @@ class DialogueStage(lightning.LightningModule):
         super().__init__()
         self.num_steps, self.config, self.loss_config = num_steps, model, loss
         self.learning_rate, self.encoder_learning_rate, self.warmup_steps = learning_rate, encoder_learning_rate, warmup_steps
-        self.schedule = schedule
+        self.schedule, self.lora = schedule, lora
         self.freeze_encoder_steps, self.corruption = freeze_encoder_steps, corruption
         self.init_language, self.init_encoder, self.init_model = init_language, init_encoder, init_model
         self.model: DuplexModel | None = None
@@ -175,6 +178,8 @@ class DialogueStage(lightning.LightningModule):
             self.model.encoder.load_state_dict(stage_weights(self.init_encoder, "encoder."))
             if self.model.recognizer is not None:
                 self.model.recognizer.load_state_dict(stage_weights(self.init_encoder, "listener."))
+        if self.lora.rank:
+            add_adapters(self.model.backbone, self.lora)
         if self.freeze_encoder_steps is None:
             for part in (self.model.encoder, self.model.recognizer):
                 if part is not None:
@@ -197,6 +202,8 @@ class DialogueStage(lightning.LightningModule):
         """Keep the model's shape with its weights."""
         assert self.model is not None
         checkpoint["model_config"] = plain_config(self.model.config)
+        if self.lora.rank:
+            checkpoint["lora_scale"] = self.lora.scale
 
     def configure_optimizers(self):
         """AdamW with a lower rate for the encoder, and the schedule by step."""
@@ -204,7 +211,7 @@ class DialogueStage(lightning.LightningModule):
         ears = [p for part in (self.model.encoder, self.model.recognizer) if part is not None for p in part.parameters()]
         known = {id(p) for p in ears}
         encoder = [p for p in ears if p.requires_grad]
-        others = [p for p in self.parameters() if id(p) not in known]
+        others = [p for p in self.parameters() if id(p) not in known and p.requires_grad]
         groups = [{"params": others, "lr": self.learning_rate}]
         if encoder:
             groups.append({"params": encoder, "lr": self.encoder_learning_rate})
@@ -252,7 +259,7 @@ class DialogueStage(lightning.LightningModule):
 
 
 def stage_weights(path: str, prefix: str) -> dict[str, Tensor]:
-    """Weights to start from.
+    """Weights to start from, adapters merged.
 
     Args:
         path: A Lightning checkpoint, or a checkpoint folder that `duplex export` wrote.
@@ -261,8 +268,9 @@ def stage_weights(path: str, prefix: str) -> dict[str, Tensor]:
     if Path(path).is_dir():
         tensors = load_file(Path(path) / "model.safetensors")
         return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
-    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    weights = {k.removeprefix(prefix): v for k, v in saved["state_dict"].items() if k.startswith(prefix)}
+    return merge_adapters(weights, saved["lora_scale"]) if "lora_scale" in saved else weights
 
 
 __all__ = ["DialogueStage", "LossConfig", "Losses", "corrupt_codes", "dialogue_losses", "stage_weights"]
