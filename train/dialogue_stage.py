@@ -9,6 +9,7 @@ from typing import Literal
 
 import lightning
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ from train.precision import autocast
 from train.pretrained import load_encoder
 from train.reading import recognized
 from train.schedule import warmup_cosine, warmup_inverse_sqrt
+from train.sharding import shard, unsharded
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,8 @@ class DialogueStage(lightning.LightningModule):
             for part in (self.model.encoder, self.model.recognizer):
                 if part is not None:
                     part.requires_grad_(False)
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            shard(self.model, self.listener, self.trainer.strategy.device_mesh["data_parallel"])
 
     def _load_model(self, path: str) -> None:
         """Load an earlier model; where it heard through another encoder, what it heard with is left out."""
@@ -269,7 +273,7 @@ def stage_weights(path: str, prefix: str) -> dict[str, Tensor]:
         tensors = load_file(Path(path) / "model.safetensors")
         return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     saved = torch.load(path, map_location="cpu", weights_only=True)
-    weights = {k.removeprefix(prefix): v for k, v in saved["state_dict"].items() if k.startswith(prefix)}
+    weights = unsharded({k.removeprefix(prefix): v for k, v in saved["state_dict"].items() if k.startswith(prefix)})
     return merge_adapters(weights, saved["lora_scale"]) if "lora_scale" in saved else weights
 
 

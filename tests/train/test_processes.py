@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import subprocess
@@ -15,12 +16,22 @@ import yaml
 
 from duplex.checkpoint import plain_config
 from tests.train.conftest import TinyBank
+from train.dialogue_stage import stage_weights
 
-STEPS, EVERY = 10, 3
+STEPS, EVERY, RATE = 10, 3, 3e-3
 CSV = {"class_path": "lightning.pytorch.loggers.CSVLogger"}
 GLOO = {
     "class_path": "lightning.pytorch.strategies.DDPStrategy",
     "init_args": {"process_group_backend": "gloo", "find_unused_parameters": False},
+}
+FSDP2 = {
+    "class_path": "lightning.pytorch.strategies.ModelParallelStrategy",
+    "init_args": {
+        "data_parallel_size": 2,
+        "tensor_parallel_size": 1,
+        "save_distributed_checkpoint": False,
+        "process_group_backend": "gloo",
+    },
 }
 
 
@@ -29,7 +40,7 @@ def write_config(folder: Path, bank: TinyBank, num_batches: int, tokenizer: Path
     folder.mkdir()
     model = plain_config(bank.model)
     model["encoder"] = {"class_path": "duplex.config.FastConformerConfig", "init_args": model["encoder"]}
-    stage = {"num_steps": STEPS, "warmup_steps": 2, "learning_rate": 3e-3, "model": model}
+    stage = {"num_steps": STEPS, "warmup_steps": 2, "learning_rate": RATE, "model": model}
     data = {
         "bank": str(bank.folder), "user_parts": ["user"], "answer_parts": ["agent"], "speak_parts": ["agent"], "codec": str(bank.codec),
         "tokenizer": str(tokenizer), "num_steps": num_batches, "batch_size": 2, "read_rows": 1, "vocab_size": 240,
@@ -64,16 +75,15 @@ def finish(run: subprocess.Popen, config: Path) -> None:
 
 
 def weights(config: Path) -> dict[str, torch.Tensor]:
-    return torch.load(config.parent / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"]
+    return {part + k: v for part in ("model.", "listener.") for k, v in stage_weights(str(config.parent / "last.ckpt"), part).items()}
 
 
 def assert_same(one: Path, other: Path) -> None:
     ours, theirs = weights(one), weights(other)
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
-        assert torch.allclose(value.float(), theirs[name].float(), rtol=1e-3, atol=2e-5), (
-            f"{name} differs by {(value - theirs[name]).abs().max()}"
-        )
+        apart = float((value - theirs[name]).float().square().mean().sqrt())
+        assert apart < 1e-4 * RATE * STEPS, f"{name} differs by {apart:.3g}"  # of how far Adam can have moved it
 
 
 @pytest.mark.slow
@@ -99,3 +109,26 @@ def test_two_processes_train_as_one_and_go_on_after_a_kill(bank: TinyBank, tmp_p
     finish(start(killed, "--ckpt_path", str(killed.parent / "last.ckpt")), killed)
     for name, value in weights(two).items():
         assert torch.equal(value, weights(killed)[name]), f"{name} differs after the kill"
+
+
+def losses(config: Path) -> list[float]:
+    """Of the first process, step by step."""
+    with (config.parent / "metrics.csv").open() as handle:
+        return [float(row[name]) for row in csv.DictReader(handle) for name in ("text", "codes", "heard", "read_text")]
+
+
+@pytest.mark.slow
+def test_sharded_processes_have_the_losses_of_whole_ones(bank: TinyBank, tmp_path: Path) -> None:
+    """Nearly: products with gathered weights are rounded otherwise, and Adam makes much of it where a gradient nearly cancels.
+
+    That gradients are the same is proven in `test_sharding`.
+    """
+    tokenizer = tmp_path / "tokenizer.json"
+    whole = write_config(tmp_path / "whole", bank, STEPS, tokenizer, devices=2, strategy=GLOO)
+    finish(start(whole), whole)
+    sharded = write_config(tmp_path / "sharded", bank, STEPS, tokenizer, devices=2, strategy=FSDP2)
+    finish(start(sharded), sharded)
+    assert len(losses(whole)) == 4 * STEPS and losses(sharded) == pytest.approx(losses(whole), rel=1e-3)
+    assert losses(whole)[-4] < 0.97 * losses(whole)[0]
+    spread, kept = weights(sharded), weights(whole)
+    assert {name: value.shape for name, value in spread.items()} == {name: value.shape for name, value in kept.items()}
