@@ -110,7 +110,8 @@ def loudspeaker_beside_microphone(folder: Path) -> Iterator[dict[str, str]]:
     """Environment of a sound server of its own, whose microphone hears exactly what its loudspeaker plays. Skips where there is none."""
     if shutil.which("pulseaudio") is None:
         pytest.skip("pulseaudio is not installed: the browser's echo cancellation is not tested")
-    room = {"XDG_RUNTIME_DIR": str(folder), "HOME": str(folder)}
+    # Long buffers: on a busy machine short ones break off, and every break is another delay to learn.
+    room = {"XDG_RUNTIME_DIR": str(folder), "HOME": str(folder), "PULSE_LATENCY_MSEC": "100"}
     modules = ("module-native-protocol-unix", "module-null-sink", "module-remap-source master=null.monitor source_name=microphone")
     command = ["pulseaudio", "-n", "--exit-idle-time=-1", *(part for module in modules for part in ("-L", module))]
     folder.chmod(0o700)

@@ -191,16 +191,20 @@ def test_a_loudspeaker_beside_the_microphone_does_not_interrupt_the_agent(pocket
     with loudspeaker_beside_microphone(tmp_path) as room, open_page(pocket.url, None, room=room, script=script) as page:
         page.click("#talk")
         _wait_for(page, "Connected", "Listening")
-        page.click("#sample")
-        ((text, figures),) = _settled(page, 1, 30)
+        replies = []
+        for count in (1, 2):  # from the first the canceller learns the room
+            begin = len(recording(page).agent)
+            page.click("#sample")
+            replies = _settled(page, count, 30)
         record = recording(page)
-    sounding = np.abs(record.agent) > 0.01
-    echo_db = float(20 * np.log10(np.std(record.user[sounding]) / np.std(record.agent[sounding])))
+    user, agent = record.user[begin:], record.agent[begin:]
+    sounding = np.abs(agent) > 0.01
+    echo_db = float(20 * np.log10(np.std(user[sounding]) / np.std(agent[sounding])))
     print(f"echo {echo_db:.1f} dB")
     assert echo_db < -25 if cancelled else echo_db > -6
     if cancelled:
-        assert text == "The capital of France is Paris."
-        assert "interrupted" not in figures
+        assert [text for text, _ in replies] == ["The capital of France is Paris."] * 2
+        assert not any("interrupted" in figures for _, figures in replies)
 
 
 def test_a_full_house_a_server_that_goes_and_one_that_wants_a_token(tiny_checkpoint: Path, tmp_path: Path) -> None:
