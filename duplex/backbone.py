@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from codec.linear import Linear, Product
 from duplex.attention import Attention, Places, RingState
@@ -81,7 +83,13 @@ class BackboneState:
 
 
 class Backbone(nn.Module):
-    """A stack of decoder layers and a final norm."""
+    """A stack of decoder layers and a final norm.
+
+    Attributes:
+        recomputes: While training, compute each layer again in the backward pass instead of keeping what it made: slower, in less memory.
+    """
+
+    recomputes = False
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
@@ -103,8 +111,9 @@ class Backbone(nn.Module):
         """[B, T, D] -> [B, T, D], positions from 0."""
         x = x.to(self.norm.weight.dtype)
         places = self._attention.whole_places(x.shape[1])
+        again = self.recomputes and torch.is_grad_enabled()
         for layer in self.layers:
-            x = layer(x, places)
+            x = checkpoint(layer, x, places, use_reentrant=False) if again else layer(x, places)
         return self.norm(x)
 
     def step(self, x: Tensor, state: BackboneState) -> Tensor:

@@ -129,6 +129,7 @@ class DialogueStage(lightning.LightningModule):
         schedule: What follows it: a cosine to the end, or one over the square root of the step (the paper's).
         corruption: Largest rate of `corrupt_codes`.
         loss: Weights.
+        recompute: Trade time for memory, see `duplex.backbone.Backbone`.
         lora: Adapters to train in place of the backbone.
         init_language: Folder of a language model that `duplex import` wrote; the data must have its tokenizer.
         init_encoder: Lightning checkpoint of the encoder stage, or the folder of an encoder that `duplex import` wrote.
@@ -146,6 +147,7 @@ class DialogueStage(lightning.LightningModule):
         schedule: Literal["cosine", "inverse_sqrt"] = "cosine",
         corruption: float = 0.3,
         loss: LossConfig = LossConfig(),  # noqa: B008 - frozen
+        recompute: bool = False,
         lora: LoraSettings = LoraSettings(),  # noqa: B008 - frozen
         init_language: str | None = None,
         init_encoder: str | None = None,
@@ -154,7 +156,7 @@ class DialogueStage(lightning.LightningModule):
         super().__init__()
         self.num_steps, self.config, self.loss_config = num_steps, model, loss
         self.learning_rate, self.encoder_learning_rate, self.warmup_steps = learning_rate, encoder_learning_rate, warmup_steps
-        self.schedule, self.lora = schedule, lora
+        self.schedule, self.recompute, self.lora = schedule, recompute, lora
         self.freeze_encoder_steps, self.corruption = freeze_encoder_steps, corruption
         self.init_language, self.init_encoder, self.init_model = init_language, init_encoder, init_model
         self.model: DuplexModel | None = None
@@ -169,6 +171,7 @@ class DialogueStage(lightning.LightningModule):
         config = dataclasses.replace(self.config, vocab_size=data.vocab.size, silence_codes=tuple(int(c) for c in data.silence))
         self.model = DuplexModel(config)
         self.model.fusion.text.set_spelling(data.vocab.char_ids())
+        self.model.backbone.recomputes = self.recompute
         self.listener = nn.Linear(config.backbone.width, config.vocab_size)  # for training alone
         if self.init_language:
             start_from(self.model, load_language_model(self.init_language))

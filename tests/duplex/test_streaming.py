@@ -142,6 +142,22 @@ def test_backbone(sink: int) -> None:
     prove(Backbone(config), noise(2, 31, 16), sink + WINDOW, receptive_frames=None if sink else 2 * (WINDOW - 1) + 1)
 
 
+def test_layers_that_are_computed_again_give_the_same_gradients() -> None:
+    torch.manual_seed(0)
+    backbone, x, calls = Backbone(BackboneConfig(16, 2, 4, 2, 24, 100.0, 1, WINDOW)), noise(2, 20, 16), []
+    backbone.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    grads = []
+    for backbone.recomputes in (False, True):
+        backbone.zero_grad()
+        backbone(x).square().sum().backward()
+        grads.append([parameter.grad.clone() for parameter in backbone.parameters()])
+    assert len(calls) == 3  # once, and then twice
+    assert all(torch.equal(one, other) for one, other in zip(*grads, strict=True))
+    with torch.no_grad():
+        backbone(x)
+    assert len(calls) == 4
+
+
 def test_backbone_is_the_llama_of_transformers() -> None:
     transformers = pytest.importorskip("transformers", exc_type=ImportError)
     torch.manual_seed(0)
