@@ -26,7 +26,7 @@ PRESETS: dict[str, tuple[ModelConfig, CodecConfig | NanoConfig]] = {
     "pocket": (ModelConfig(), CodecConfig()),
     # whisper-tiny.en and SmolLM2-135M
     "small": (
-        ModelConfig(WhisperConfig(), BackboneConfig(576, 30, 9, 3, 1536, window_frames=750), 49152),
+        ModelConfig(WhisperConfig(), BackboneConfig(576, 30, 9, 3, 1536, rope_theta=100000.0, window_frames=750), 49152),
         CodecConfig(),
     ),
     # The sizes of arXiv 2505.15670: a FastConformer of 115 M and TinyLlama-1.1B, without channels of our own.

