@@ -106,7 +106,9 @@ class Recorder:
 
     def push(self, frame: AgentFrame, user: np.ndarray, step_ms: float) -> None:
         """Take one frame of both, the user's as the model heard it, and the time that the step took."""
-        self.tracker.push(frame, user)
+        turn = self.tracker.push(frame, user)
+        if turn:
+            self.record.turns.append(turn)
         if self._track:
             self._track.write(user, frame.audio)
         self.record.step_ms.append(step_ms)
@@ -118,7 +120,8 @@ class Recorder:
         if self._track:
             self._track.finish()
         input_s = self._clock.seconds(len(self.record.step_ms)) if self._input_s is None else self._input_s
-        return replace(self.record, input_s=input_s, turns=self.tracker.finish())
+        last = self.tracker.finish()
+        return replace(self.record, input_s=input_s, turns=[*self.record.turns, *([last] if last else [])])
 
 
 def talk(speaker: Speaker, reader: AudioReader, writer: AudioWriter, stereo: bool, tail_s: float, session: Session) -> Iterator[Talk]:

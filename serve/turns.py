@@ -58,7 +58,7 @@ class _Draft:
 
 
 class TurnTracker:
-    """Collects turns from the frames of a session, in memory that grows with the text alone.
+    """Finds turns in the frames of a session, in flat memory.
 
     Args:
         clock: The session's clock.
@@ -70,27 +70,28 @@ class TurnTracker:
 
     def __init__(self, clock: FrameClock, lag_samples: int) -> None:
         self._clock, self._lag_samples = clock, lag_samples
-        self._turns: list[Turn] = []
         self._open: _Draft | None = None
         self._ended: _Draft | None = None
         self._user_rms: deque[float] = deque(maxlen=NOISE_FRAMES)
         self.user_heard = False
 
-    def push(self, frame: AgentFrame, user: np.ndarray) -> None:
-        """Take one frame of both: the agent's, and the user's samples [input_samples] it was the answer to."""
+    def push(self, frame: AgentFrame, user: np.ndarray) -> Turn | None:
+        """Take one frame of both: the agent's, and the user's samples [input_samples] it was the answer to.
+
+        Returns the turn that is complete with this frame, the sound of its last code included.
+        """
         self.user_heard = self._hear_user(user)
         first_sample = frame.index * self._clock.output_samples
+        complete = None
         if self._ended:
             self._ended.hear(frame.audio[: self._lag_samples], first_sample)
-            self._store(self._ended)
-            self._ended = None
+            complete, self._ended = self._turn(self._ended), None
         if self._open and frame.token == Vocab.bos:
-            self._store(self._open)
-            self._open = None
+            complete, self._open = self._turn(self._open), None
         if not self._open and frame.speaking:
             self._open = _Draft(frame.index, frame.index)
         if not self._open:
-            return
+            return complete
         draft = self._open
         draft.pieces.append(frame.text)
         draft.last_frame = frame.index
@@ -99,23 +100,22 @@ class TurnTracker:
         if frame.token == Vocab.eos:
             draft.interrupted = sum(draft.overlap) >= INTERRUPTION_FRAMES
             self._open, self._ended = None, draft
+        return complete
 
-    def finish(self) -> list[Turn]:
-        """Every turn, in order; one that is still open ends with the last frame."""
-        for draft in (self._ended, self._open):
-            if draft:
-                self._store(draft)
+    def finish(self) -> Turn | None:
+        """The turn that is not complete yet; it ends with the last frame."""
+        last = self._ended or self._open
         self._ended = self._open = None
-        return list(self._turns)
+        return self._turn(last) if last else None
 
     def _hear_user(self, user: np.ndarray) -> bool:
         rms = float(np.sqrt(np.mean(np.square(user))))
         self._user_rms.append(rms)
         return rms > max(USER_AUDIBLE_RMS, USER_OVER_NOISE * float(np.percentile(self._user_rms, 10)))
 
-    def _store(self, draft: _Draft) -> None:
+    def _turn(self, draft: _Draft) -> Turn:
         if draft.first_sample is None:
             start_s, end_s = draft.first_frame * FRAME_MS / 1000, (draft.last_frame + 1) * FRAME_MS / 1000
         else:
             start_s, end_s = draft.first_sample / self._clock.output_hz, draft.last_sample / self._clock.output_hz
-        self._turns.append(Turn(round(start_s, 3), round(end_s, 3), "".join(draft.pieces).strip(), draft.interrupted))
+        return Turn(round(start_s, 3), round(end_s, 3), "".join(draft.pieces).strip(), draft.interrupted)

@@ -17,6 +17,7 @@ LAG = 480
 def track(tokens: str, agent: str, user: str = "") -> list[Turn]:
     """Turns of drawn frames: tokens `.BE` or a letter of text; `#` is sound, `.` silence, in the agent's and the user's row."""
     tracker, speaking, rng = TurnTracker(FrameClock(), LAG), False, np.random.default_rng(0)
+    turns = []
     for i, (token, sound) in enumerate(zip(tokens, agent, strict=True)):
         speaking = speaking or token not in ".E"
         audio = np.full(1920, 0.2 if sound == "#" else 0.0, np.float32)
@@ -24,9 +25,9 @@ def track(tokens: str, agent: str, user: str = "") -> list[Turn]:
             audio[:LAG] = 0.2
         text = token if token.islower() else ""
         pcm = ((0.1 if user[i : i + 1] == "#" else 0.001) * rng.standard_normal(1280)).astype(np.float32)
-        tracker.push(AgentFrame(i, TOKENS.get(token, 9), text, (), audio, speaking), pcm)
+        turns.append(tracker.push(AgentFrame(i, TOKENS.get(token, 9), text, (), audio, speaking), pcm))
         speaking = speaking and token != "E"
-    return tracker.finish()
+    return [turn for turn in (*turns, tracker.finish()) if turn]
 
 
 def test_a_turn_is_where_it_sounds() -> None:
