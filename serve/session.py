@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,38 @@ class AgentFrame:
     speaking: bool
 
 
+def check_pcm(pcm: np.ndarray) -> None:
+    """Refuse what is no audio.
+
+    Raises:
+        UserError: it is not float32 [N], or not finite.
+    """
+    if not isinstance(pcm, np.ndarray) or pcm.ndim != 1 or pcm.dtype != np.float32:
+        given = f"{pcm.dtype} {list(pcm.shape)}" if isinstance(pcm, np.ndarray) else type(pcm).__name__
+        raise UserError(f"a session was given {given} as audio; push float32 samples [N] at 16 kHz, mono")
+    if not np.isfinite(pcm).all():
+        raise UserError("a session was given samples that are NaN or infinite; push finite samples, -1 to 1")
+
+
+class Dialogue:
+    """Makes frames of what a row gave: counts them, spells tokens and knows who has the turn.
+
+    Attributes:
+        speaking: The agent has the turn after the last frame.
+    """
+
+    def __init__(self, vocab: Vocab) -> None:
+        self._writer = TextWriter(vocab)
+        self._index, self.speaking = 0, False
+
+    def frame(self, token: int, codes: Sequence[int], audio: np.ndarray) -> AgentFrame:
+        """The next frame."""
+        speaking = self.speaking or token not in (Vocab.sil, Vocab.eos)
+        self.speaking = speaking and token != Vocab.eos
+        self._index += 1
+        return AgentFrame(self._index - 1, token, self._writer.write(token), tuple(codes), audio, speaking)
+
+
 class Session:
     """A conversation with a speaker. Sessions share the speaker and nothing else.
 
@@ -59,11 +92,7 @@ class Session:
         Raises:
             UserError: the samples are not float32 [N], or not finite. The session is as it was before.
         """
-        if not isinstance(pcm, np.ndarray) or pcm.ndim != 1 or pcm.dtype != np.float32:
-            given = f"{pcm.dtype} {list(pcm.shape)}" if isinstance(pcm, np.ndarray) else type(pcm).__name__
-            raise UserError(f"a session was given {given} as audio; push float32 samples [N] at 16 kHz, mono")
-        if not np.isfinite(pcm).all():
-            raise UserError("a session was given samples that are NaN or infinite; push finite samples, -1 to 1")
+        check_pcm(pcm)
         pending = np.concatenate([self._pending, pcm])
         whole = len(pending) // self._frame_samples * self._frame_samples
         self._pending = pending[whole:].copy()
@@ -76,15 +105,8 @@ class Session:
 
     def _clear(self) -> None:
         self._pending = np.zeros(0, np.float32)
-        self._index, self._speaking = 0, False
-        self._writer = TextWriter(self._vocab)
+        self._dialogue = Dialogue(self._vocab)
 
     def _step(self, pcm: np.ndarray) -> AgentFrame:
         out = self._rows.step(torch.from_numpy(pcm[None]))
-        token = int(out.text[0])
-        self._speaking = self._speaking or token not in (Vocab.sil, Vocab.eos)
-        text, codes = self._writer.write(token), tuple(out.codes[0].tolist())
-        frame = AgentFrame(self._index, token, text, codes, out.audio[0].cpu().numpy(), self._speaking)
-        self._index += 1
-        self._speaking = self._speaking and token != Vocab.eos
-        return frame
+        return self._dialogue.frame(int(out.text[0]), out.codes[0].tolist(), out.audio[0].cpu().numpy())

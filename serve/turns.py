@@ -102,6 +102,11 @@ class TurnTracker:
             self._open, self._ended = None, draft
         return complete
 
+    @property
+    def has_turn(self) -> bool:
+        """A turn is not complete yet."""
+        return bool(self._open or self._ended)
+
     def finish(self) -> Turn | None:
         """The turn that is not complete yet; it ends with the last frame."""
         last = self._ended or self._open
