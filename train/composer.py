@@ -23,7 +23,7 @@ _COMMON = frozenset(
 )
 
 _ANSWERLESS = ("name_ask", "like_ask", "again", "go_on", "backchannel")
-_BACKCHANNEL_FRAMES = (6, 6)  # it begins so many frames into the answer, and ends so many before its end
+_BACKCHANNEL_FRAMES = (4, 3)  # it begins so many frames into the answer, and ends so many before its end
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ComposerConfig:
         skill_weights: How often a skill is asked, where it differs from `train.world.SKILL_WEIGHTS`.
         stop_probability: That who interrupts a long answer says nothing but "stop".
         go_on_probability: That who said "stop" then asks for the rest.
-        backchannel_probability: That the user says "uh huh" or the like, wanting no turn, into an answer of two seconds or more.
+        backchannel_probability: That the user says "uh huh" or the like, wanting no turn, into an answer that is long enough.
     """
 
     num_frames: int = 300
@@ -250,7 +250,7 @@ def _interruption(question: Utterance, begin: int, length: int, config: Composer
 
 def _backchannel(cast: Cast, begin: int, length: int, config: ComposerConfig, augment: AugmentConfig, rng: Generator) -> list[UserTurn]:
     """Something short said into an answer of `length` frames, or nothing."""
-    if length < 25 or not cast.can_ask("backchannel") or rng.random() >= config.backchannel_probability:
+    if not cast.can_ask("backchannel") or rng.random() >= config.backchannel_probability:
         return []
     utterance = cast.draw(rng, "backchannel")
     first = (begin + _BACKCHANNEL_FRAMES[0]) * USER_FRAME_SAMPLES
