@@ -283,7 +283,7 @@ def test_a_backchannel_lies_inside_an_answer_and_gets_none(cast: Cast) -> None:
                 count += 1
                 (over,) = [a for a in timeline.agent if a.start_frame * FRAME <= turn.start_sample < a.cut_frame * FRAME]
                 assert not over.interrupted and turn.answer is None and turn.utterance.skill == "backchannel"
-                assert (over.start_frame + 6) * FRAME <= turn.start_sample and turn.end_sample <= (over.cut_frame - 5) * FRAME
+                assert (over.start_frame + 4) * FRAME <= turn.start_sample and turn.end_sample <= (over.cut_frame - 2) * FRAME
     assert count > 20
     never = dataclasses.replace(CONFIG, backchannel_probability=0.0)
     assert all(u.kind != "backchannel" for seed in range(9) for u in compose(rich, never, PLAIN, np.random.default_rng(seed)).user)
