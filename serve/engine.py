@@ -256,7 +256,7 @@ class Engine:
                 return due
 
     def _is_over(self, call: Call) -> bool:
-        return call.buffer.is_over or (self._is_draining and not call.dialogue.speaking and not call.tracker.has_turn)
+        return call.buffer.is_over or (self._is_draining and not call.tracker.has_turn)
 
     def _step(self, due: list[tuple[Call, DueFrame]]) -> None:
         """One step, and its frames to their callers."""

@@ -26,7 +26,8 @@ EARLY_S = 0.02  # a complete frame may be taken this much before it is due
 LATE_S = 0.04  # an incomplete one waits this much longer, and as long as a piece of audio lasts
 WINDOW_FRAMES = 25  # arrivals are judged over 2 s of frames without padding
 SURPLUS_S = 0.02  # earlier arrivals than this shift the due times
-RECORDING_S = 1.0  # and what arrives earlier than this is a recording
+STEADY_S = 0.16  # where they are all alike
+RECORDING_S = 1.0  # and not earlier than this: that is a recording
 MAX_AHEAD_S = 30.0
 TRIM_S = 0.02  # what waits too long is left out in pieces of this length
 QUIET_RMS = 0.005
@@ -64,7 +65,7 @@ class JitterBuffer:
         self._num_received = self._num_taken = 0
         self._due_s: float | None = None  # of the next frame; None before the first audio
         self._piece_s = 0.0
-        self._earliness: deque[float] = deque(maxlen=WINDOW_FRAMES)
+        self._offsets_s: deque[float] = deque(maxlen=WINDOW_FRAMES)
         self._owed = self._to_trim = 0
         self._trim_by_s = 0.0
         self._finished = False
@@ -113,7 +114,7 @@ class JitterBuffer:
         if self._is_complete():
             self._watch(self._completed_s() - self._due_s, now_s)
         elif not self._finished:
-            self._earliness.clear()
+            self._offsets_s.clear()
             missing = self._frame_samples - len(self._waiting)
             self._owed += missing
             self.num_padded += missing
@@ -139,20 +140,20 @@ class JitterBuffer:
 
     def _watch(self, offset_s: float, now_s: float) -> None:
         """Let the due times follow the arrivals; `offset_s` is how long after its due time a frame was complete."""
-        self._earliness.append(offset_s)
-        if len(self._earliness) < WINDOW_FRAMES or self._to_trim:
+        self._offsets_s.append(offset_s)
+        if len(self._offsets_s) < WINDOW_FRAMES or self._to_trim:
             return
-        latest, earliest = max(self._earliness), min(self._earliness)
+        latest, earliest = max(self._offsets_s), min(self._offsets_s)
         shift_s = 0.0
         if earliest > 0:
             shift_s = earliest
-        elif -RECORDING_S < latest < -SURPLUS_S:
+        elif -RECORDING_S < latest < -SURPLUS_S and latest - earliest < STEADY_S:
             self._to_trim = min(self._owed, round(-latest * self._sample_hz))
             self._trim_by_s = now_s + TRIM_PATIENCE_S
             shift_s = latest + self._to_trim / self._sample_hz
-        self._owed = 0
+        self._owed = 0 if earliest > -SURPLUS_S else self._owed - self._to_trim
         if shift_s or self._to_trim:
-            self._earliness.clear()
+            self._offsets_s.clear()
         assert self._due_s is not None
         self._due_s += shift_s
 
@@ -166,4 +167,4 @@ class JitterBuffer:
             self._to_trim -= len(piece)
             self.num_trimmed += len(piece)
             self._drop(len(piece))
-            self._earliness.clear()
+            self._offsets_s.clear()
