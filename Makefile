@@ -59,6 +59,6 @@ $(BASE): pyproject.toml
 
 # Tests of the speech engines skip where the `synth` extra is not installed.
 $(FULL): $(BASE)
-	$(BIN)/python -m pip install -e '.[train,eval,mic,dev]'
+	$(BIN)/python -m pip install -e '.[train,eval,mic,serve,dev]'
 	$(BIN)/python -m serve.doctor --mend
 	touch $@

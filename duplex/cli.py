@@ -12,6 +12,7 @@ from duplex.errors import UserError
 VERBS = {
     "talk": ("serve.talk:main", "answer a spoken question from an audio file"),
     "mic": ("serve.mic:main", "talk to it through a microphone, live"),
+    "serve": ("serve.serve_cli:main", "answer many callers: web page, OpenAI Realtime and Moshi clients"),
     "synth": ("train.synth_cli:main", "synthesize an utterance bank"),
     "train": ("train.cli:main", "train a stage from a YAML config"),
     "gather": ("train.gather:main", "bring recorded conversations into the bank"),
@@ -74,8 +75,8 @@ def _run_verb(argv: list[str]) -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] in ("codec", "duplex", "train", "serve", "eval"):
             raise
-        extra = verb if verb in ("synth", "mic") else module.split(".")[0]
-        wanted = "duplex-speech" if extra == "serve" else f"duplex-speech[{extra}]"
+        extra = verb if verb in ("synth", "mic", "serve") else module.split(".")[0]
+        wanted = "duplex-speech" if extra == "serve" != verb else f"duplex-speech[{extra}]"
         raise UserError(f"`duplex {verb}` needs the package {error.name}, which is missing; run `pip install '{wanted}'`") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,16 +20,29 @@ class Limits:
     """What a client may ask of the server.
 
     Attributes:
-        message_bytes: Length of a message.
+        message_bytes, messages_per_s: Length of a message, and how many may come in a second.
         idle_s: Without audio from the client, a call ends.
         call_s: However alive, a call ends after that long.
         unread_frames: Frames that wait for a client that reads too slowly; with more of them its call ends.
     """
 
     message_bytes: int = 1 << 20
+    messages_per_s: int = 500
     idle_s: float = 60.0
     call_s: float = 12 * 3600.0
     unread_frames: int = 125
+
+
+def seed_of(query: Mapping[str, str]) -> int:
+    """The `seed` of a request's query, 0 where there is none.
+
+    Raises:
+        UserError: it is no whole number from 0 on.
+    """
+    seed = query.get("seed", "0")
+    if not (seed.isascii() and seed.isdigit() and len(seed) < 10):
+        raise UserError("the seed in the address is not a whole number of at most nine digits")
+    return int(seed)
 
 
 class LiveCall:
@@ -49,7 +63,7 @@ class LiveCall:
     def __init__(self, engine: Engine, limits: Limits, seed: int = 0) -> None:
         self._loop = asyncio.get_running_loop()
         self._frames: asyncio.Queue[CallFrame | None] = asyncio.Queue()
-        self._limits = limits
+        self.limits = limits
         self._resampler = StreamResampler(WIRE_HZ, engine.speaker.clock.input_hz, live=True)
         self._engine, self._error = engine, ""
         self._call = engine.open(self._deliver, seed)
@@ -101,13 +115,13 @@ class LiveCall:
         self._loop.call_soon_threadsafe(self._put, frame)
 
     def _put(self, frame: CallFrame | None) -> None:
-        if frame is not None and self._frames.qsize() > self._limits.unread_frames:
+        if frame is not None and self._frames.qsize() > self.limits.unread_frames:
             self._end("audio was not read; read what the server sends")
         else:
             self._frames.put_nowait(frame)
 
     def _watch(self) -> None:
-        now_s, limits = self._loop.time(), self._limits
+        now_s, limits = self._loop.time(), self.limits
         self._watcher = self._loop.call_later(1.0, self._watch)
         if now_s - self._begin_s > limits.call_s:
             self._end(f"the call has lasted {limits.call_s / 60:.0f} minutes, which is the limit; call again")

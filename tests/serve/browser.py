@@ -18,8 +18,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from duplex.cli import VERBS
-
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
 # What the page plays and what it takes from the microphone, on one clock: left the user, right the agent.
@@ -142,12 +140,11 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(*arguments: str, port: int | None = None, timeout_s: float = 60.0) -> Iterator[Server]:
-    """`duplex serve` with these arguments, once it answers. Skips where the command has no such verb."""
-    if "serve" not in VERBS:
-        pytest.skip("there is no `duplex serve` here: the page is not tested against a server")
+def serving(*arguments: str, port: int | None = None, token: str = "", timeout_s: float = 60.0) -> Iterator[Server]:
+    """`duplex serve` with these arguments, once it answers; its callers must send `token` where there is one."""
     port = port or free_port()
-    process = subprocess.Popen([sys.executable, "-m", "duplex.cli", "serve", "--port", str(port), *arguments])
+    environment = {name: value for name, value in os.environ.items() if name != "DUPLEX_TOKEN"} | ({"DUPLEX_TOKEN": token} if token else {})
+    process = subprocess.Popen([sys.executable, "-m", "duplex.cli", "serve", "--port", str(port), *arguments], env=environment)
     try:
         url = f"http://127.0.0.1:{port}"
         _wait(f"{url}/healthz", process, time.monotonic() + timeout_s)

@@ -223,12 +223,12 @@ def test_a_full_house_a_server_that_goes_and_one_that_wants_a_token(tiny_checkpo
             _wait_for(page, "Connected", "Listening")
         _wait_for(page, "The server is gone", "Microphone ready")
         assert "Trying again in" in page.locator("#line .detail").inner_text()
-        stack.enter_context(serving(*tiny, "--token", "open-sesame", port=port))
+        stack.enter_context(serving(*tiny, port=port, token="open-sesame-open"))
         _wait_for(page, "The server wants a token")
         page.keyboard.type("open-barley")  # the field has the focus
         page.keyboard.press("Enter")
         _wait_for(page, "That token was not the right one")
-        page.fill("#token-text", "open-sesame")
+        page.fill("#token-text", "open-sesame-open")
         page.keyboard.press("Enter")
         _wait_for(page, "Connected")
         assert page.evaluate("[Object.values(sessionStorage), localStorage.length, document.cookie]") == [["open-sesame"], 0, ""]
