@@ -55,6 +55,7 @@ class Access:
 
 def build_app(engine: Engine, access: Access, limits: Limits, drain_s: float) -> web.Application:
     """The application; `drain_s` is how long answers may take to end when it is shut down."""
+    logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)  # its warnings show subprotocols, and so the token
     app = web.Application(middlewares=[_middleware(access)], client_max_size=1 << 16)
 
     async def health(request: web.Request) -> web.Response:
@@ -89,7 +90,7 @@ def build_app(engine: Engine, access: Access, limits: Limits, drain_s: float) ->
 
 async def _call(request: web.Request, engine: Engine, limits: Limits) -> web.StreamResponse:
     """Answer a plain GET as what would become of a call; else let the protocol have it."""
-    if not web.WebSocketResponse().can_prepare(request):
+    if request.headers.get(hdrs.UPGRADE, "").lower() != "websocket":
         if not engine.has_room:
             raise web.HTTPServiceUnavailable(text="all lines are taken; call again when one is free\n")
         raise web.HTTPUpgradeRequired(text="connect by WebSocket\n")

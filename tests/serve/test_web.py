@@ -231,7 +231,7 @@ def test_a_full_house_a_server_that_goes_and_one_that_wants_a_token(tiny_checkpo
         page.fill("#token-text", "open-sesame-open")
         page.keyboard.press("Enter")
         _wait_for(page, "Connected")
-        assert page.evaluate("[Object.values(sessionStorage), localStorage.length, document.cookie]") == [["open-sesame"], 0, ""]
+        assert page.evaluate("[Object.values(sessionStorage), localStorage.length, document.cookie]") == [["open-sesame-open"], 0, ""]
         page.reload()
         page.click("#talk")
         _wait_for(page, "Connected")
