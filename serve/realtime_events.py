@@ -26,7 +26,7 @@ from serve.live_call import WIRE_HZ
 Event = dict[str, Any]
 
 START_FRAMES = 2  # the user speaks when heard for so long,
-STOP_FRAMES = 6  # and no more when not heard for so long
+STOP_FRAMES = 6  # and no more when not heard for so long, or answered
 _FORMAT = {"type": "audio/pcm", "rate": WIRE_HZ}
 _INDICES = {"output_index": 0, "content_index": 0}
 _CANNOT = {
@@ -180,11 +180,12 @@ class RealtimeEvents:
             self._is_user_speaking = True
             start_ms = max(now_ms - START_FRAMES * FRAME_MS, 0)
             return [_event("input_audio_buffer.speech_started", audio_start_ms=start_ms, item_id=self._user_item)]
-        if self._is_user_speaking and self._silent_frames >= STOP_FRAMES:
+        answered = self._response is None and call_frame.frame.speaking and self._silent_frames > 0
+        if self._is_user_speaking and (self._silent_frames >= STOP_FRAMES or answered):
             self._is_user_speaking = False
             item, before = self._user_item, self._last_item
             self._user_item, self._last_item = _id("item"), item
-            end_ms = now_ms - STOP_FRAMES * FRAME_MS
+            end_ms = now_ms - self._silent_frames * FRAME_MS
             said = {
                 "id": item, "object": "realtime.item", "type": "message", "role": "user", "status": "completed",
                 "content": [{"type": "input_audio", "transcript": None}],
