@@ -1,4 +1,4 @@
-"""`duplex bench step|sessions|codec`: how long a frame takes, where the time goes, and the floor that memory sets."""
+"""`duplex bench step|sessions|live|codec`: how long a frame takes, where the time goes, and the floor that memory sets."""
 
 from __future__ import annotations
 
@@ -203,7 +203,12 @@ def main(argv: list[str]) -> None:
     dtype = DTYPES[args.dtype]
     setting = {"bench": args.what, "preset": _name(args.preset), "device": _device(torch.device(args.device)), "dtype": args.dtype}
     speaker = load(args.preset, args.device, dtype, args.context)
-    if args.what == "sessions":
+    if args.what == "live":
+        from eval.bench_live import live_result, print_live
+
+        result = {**setting, "threads": threads, **live_result(speaker, args)}
+        print_live(result)
+    elif args.what == "sessions":
         from eval.bench_sessions import bench_sessions, print_sessions
 
         result = {**setting, "threads": threads, "steps": steps, **bench_sessions(speaker, sorted(set(args.sessions)), steps)}
@@ -258,8 +263,8 @@ def _sizes(text: str) -> list[int]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="duplex bench", description="Measure speed: a table, then one line of JSON.")
-    what_help = "a whole frame of the agent, many calls at once, or the codec alone"
-    parser.add_argument("what", choices=("step", "sessions", "codec"), help=what_help)
+    what_help = "a whole frame of the agent, many calls at once, callers on a server in real time, or the codec alone"
+    parser.add_argument("what", choices=("step", "sessions", "live", "codec"), help=what_help)
     preset_help = f"pocket, a checkpoint folder, or random:NAME with NAME {', '.join(PRESETS)} (default: %(default)s)"
     parser.add_argument("--preset", default="pocket", help=preset_help)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
@@ -271,6 +276,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sessions", type=_sizes, default=[1, 2, 4, 8], help="sessions: numbers of calls, such as 32,64 (default: 1,2,4,8)"
     )
+    parser.add_argument("--callers", type=int, default=4, help="live: callers at once (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=1.0, help="live: how long they call (default: %(default)g)")
+    parser.add_argument("--seed", type=int, default=1, help="live: of who asks what when (default: %(default)s)")
+    parser.add_argument("--bank", type=Path, help="live: utterance bank whose test questions are asked, besides the packaged ones")
     parser.add_argument("--peer", choices=("transformers",), help="step: measure the usual loop at the same size beside it")
     parser.add_argument("--peer-steps", type=int, default=200, help="frames of the peer (default: %(default)s)")
     return parser

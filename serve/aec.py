@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from serve.resample import StreamResampler
+from serve.resample import LiveResampler
 
 HEARD_HZ = 16000  # what the model hears, and a native rate of the canceller
 APM_SAMPLES = HEARD_HZ // 100  # it takes exactly 10 ms
@@ -98,7 +98,7 @@ class EchoCanceller:
         self._frame = rtc.AudioFrame
         self._apm = rtc.AudioProcessingModule(echo_cancellation=True)
         self.aligner = Aligner(rate_hz)
-        self._near, self._far = StreamResampler(rate_hz, HEARD_HZ, live=True), StreamResampler(rate_hz, HEARD_HZ, live=True)
+        self._near, self._far = LiveResampler(rate_hz, HEARD_HZ), LiveResampler(rate_hz, HEARD_HZ)
         self._waiting = np.zeros((2, 0), np.float32)
 
     def push(self, captured: np.ndarray, played: np.ndarray, delay_s: float) -> np.ndarray:

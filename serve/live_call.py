@@ -10,7 +10,7 @@ import numpy as np
 
 from duplex.errors import UserError
 from serve.engine import CallFrame, Engine
-from serve.resample import StreamResampler
+from serve.resample import LiveResampler
 
 WIRE_HZ = 24000  # of every protocol, both ways
 
@@ -64,7 +64,7 @@ class LiveCall:
         self._loop = asyncio.get_running_loop()
         self._frames: asyncio.Queue[CallFrame | None] = asyncio.Queue()
         self.limits = limits
-        self._resampler = StreamResampler(WIRE_HZ, engine.speaker.clock.input_hz, live=True)
+        self._resampler = LiveResampler(WIRE_HZ, engine.speaker.clock.input_hz)
         self._engine, self._error = engine, ""
         self._call = engine.open(self._deliver, seed)
         self._begin_s = self._heard_s = self._loop.time()
@@ -77,12 +77,7 @@ class LiveCall:
             UserError: it is not finite, or more than 30 s ahead of real time.
         """
         self._heard_s = self._loop.time()
-        self._call.push(self._resampler.push(pcm).astype(np.float32, copy=False))
-
-    def finish(self) -> None:
-        """No more audio will come: frames come until what was heard is answered or played."""
-        self._call.push(self._resampler.finish().astype(np.float32, copy=False))
-        self._call.finish()
+        self._call.push(self._resampler.push(pcm))
 
     def close(self) -> None:
         """Hang up."""

@@ -1,11 +1,11 @@
-"""What an engine did, for Prometheus."""
+"""What an engine did, and its process, for Prometheus."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import accumulate
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
@@ -40,4 +40,5 @@ def exposition(engine: Engine) -> bytes:
     """Prometheus' text format."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(EngineCollector(engine))
+    ProcessCollector(registry=registry)
     return generate_latest(registry)

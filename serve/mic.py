@@ -26,7 +26,7 @@ from serve.audio_io import AudioWriter
 from serve.devices import BLOCK_MS, Block, DeviceGone, Devices, Exchange, choose, list_devices, live_blocks
 from serve.mic_view import Monitor, View
 from serve.options import add_knobs, json_file, knobs_on, plain_warnings, sampling_of
-from serve.resample import StreamResampler
+from serve.resample import LiveResampler, StreamResampler
 from serve.rows import check_device
 from serve.session import Session
 from serve.talk import Recorder, Talk, Track, print_record, report
@@ -53,8 +53,8 @@ class Conversation:
     def __init__(self, clock: FrameClock, session: Session, exchange: Exchange, recorder: Recorder, echo_cancellation: bool = True) -> None:
         self._session, self._exchange, self._recorder = session, exchange, recorder
         self._canceller = EchoCanceller(exchange.rate_hz) if echo_cancellation else None
-        self._to_model = StreamResampler(exchange.rate_hz, clock.input_hz, live=True)
-        self._to_device = StreamResampler(clock.output_hz, exchange.rate_hz, live=True)
+        self._to_model = LiveResampler(exchange.rate_hz, clock.input_hz)
+        self._to_device = LiveResampler(clock.output_hz, exchange.rate_hz)
         self._clock = clock
         self._pending = np.zeros(0, np.float32)
         self._num_blocks = self._num_frames = self._silent_blocks = 0

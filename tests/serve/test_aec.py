@@ -12,7 +12,7 @@ import soxr
 
 from serve.aec import LEAD_S, STRAYS, Aligner, EchoCanceller
 from serve.devices import Exchange
-from serve.resample import StreamResampler
+from serve.resample import LiveResampler
 from tests.serve.simulated_audio import Room, SimulatedDevice
 
 SAMPLES = Path(__file__).parents[2] / "serve" / "samples"
@@ -82,12 +82,22 @@ def test_a_user_over_the_echo_is_heard() -> None:
 @pytest.mark.parametrize(("source_hz", "target_hz"), [(48000, 16000), (44100, 16000), (24000, 48000), (16000, 16000)])
 def test_live_resampling_lags_little_and_steadily(source_hz: int, target_hz: int) -> None:
     times = np.arange(source_hz) / source_hz
-    stream = StreamResampler(source_hz, target_hz, live=True)
+    stream = LiveResampler(source_hz, target_hz)
     out = [stream.push(block) for block in np.sin(2 * np.pi * 440 * times).astype(np.float32).reshape(100, -1)]
-    assert {len(block) for block in out[5:]} == {target_hz // 100}
-    whole = np.concatenate(out)
-    assert target_hz - len(whole) <= 0.015 * target_hz
-    np.testing.assert_allclose(whole[1000:-1000], np.sin(2 * np.pi * 440 * np.arange(len(whole)) / target_hz)[1000:-1000], atol=0.4)
+    assert {len(block) for block in out} == {target_hz // 100}
+    assert stream.lag_samples / source_hz < 0.0025
+    whole, late = np.concatenate(out), np.arange(target_hz) / target_hz - stream.lag_samples / source_hz
+    np.testing.assert_allclose(whole[1000:], np.sin(2 * np.pi * 440 * late)[1000:], atol=1e-4)
+
+
+@pytest.mark.parametrize(("source_hz", "target_hz"), [(48000, 16000), (44100, 16000), (24000, 16000), (24000, 44100)])
+def test_live_resampling_is_the_same_in_any_pieces_and_folds_nothing_back(source_hz: int, target_hz: int) -> None:
+    noise, cuts = np.random.default_rng(0).standard_normal(source_hz).astype(np.float32), [1, 2, 2, 7, 500, 9999, 10000]
+    whole, pieces = LiveResampler(source_hz, target_hz), LiveResampler(source_hz, target_hz)
+    np.testing.assert_array_equal(whole.push(noise), np.concatenate([pieces.push(piece) for piece in np.split(noise, cuts)]))
+    if target_hz < source_hz:
+        beyond = np.sin(np.pi * 1.06 * target_hz * np.arange(source_hz) / source_hz).astype(np.float32)
+        assert np.abs(LiveResampler(source_hz, target_hz).push(beyond)[500:]).max() < 2e-4
 
 
 def follow(aligner: Aligner, delays_s: np.ndarray, rate_hz: int = 16000) -> np.ndarray:

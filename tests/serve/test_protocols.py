@@ -28,7 +28,7 @@ from duplex.checkpoint import Speaker, load_speaker  # noqa: E402
 from serve.engine import Engine  # noqa: E402
 from serve.live_call import Limits  # noqa: E402
 from serve.opus import OpusReader, OpusWriter  # noqa: E402
-from serve.resample import StreamResampler  # noqa: E402
+from serve.resample import LiveResampler  # noqa: E402
 from serve.server import Access, build_app  # noqa: E402
 from serve.session import AgentFrame, Session  # noqa: E402
 
@@ -64,7 +64,7 @@ def append(audio: np.ndarray) -> str:
 
 def expected_frames(speaker: Speaker, pieces: list[np.ndarray]) -> list[AgentFrame]:
     """What a session says to audio at 24 kHz, resampled as at the server's edge."""
-    resampler, session = StreamResampler(HZ, 16000, live=True), Session(speaker)
+    resampler, session = LiveResampler(HZ, 16000), Session(speaker)
     heard = np.concatenate([resampler.push(piece) for piece in pieces]).astype(np.float32)
     return session.push(heard)
 
