@@ -184,7 +184,7 @@ def load_cascade() -> Cascade:
     Raises:
         UserError: a package of the extra `eval` or `synth` is missing.
     """
-    from eval.asr import WhisperAsr
     from eval.vad import SileroVad
+    from train.asr import WhisperAsr
 
     return Cascade(SileroVad(min_silence_ms=round(END_S * 1000)), WhisperAsr(), AgentVoice())

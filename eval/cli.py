@@ -156,8 +156,8 @@ def _compare(first: Path, second: Path, seed: int) -> None:
 
 def _codec(args: argparse.Namespace):
     from duplex.checkpoint import load_speaker
-    from eval.asr import WhisperAsr
     from eval.codec_quality import dnsmos_overall, held_out_sentences, run_codec_suite
+    from train.asr import WhisperAsr
 
     sentences = held_out_sentences(args.bank, args.n)
     codec = load_speaker(args.system).codec

@@ -7,6 +7,7 @@ user    [ what is two .... plus two ]                        [ stop ]
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,19 +85,21 @@ class Draft:
     pieces: list[tuple[int, np.ndarray]] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
 
-    def say(self, utterance: Utterance, answer: str, key: str, pause: tuple[int, int] | None = None, **flags: Any) -> None:
-        """Append a turn at the current position; `pause` is (sample of the utterance, length in samples)."""
-        audio = utterance.audio.astype(np.float32) / 32767.0
-        pauses: tuple[Segment, ...] = ()
-        if pause:
-            audio = insert_pause(audio, *pause)
-            first = self.position + pause[0]
-            pauses = ((first / USER_HZ, (first + pause[1]) / USER_HZ),)
-        self.pieces.append((self.position, audio))
-        start, self.position = self.position, self.position + len(audio)
-        flags = {"exact": utterance.skill == "repeat", "pauses": pauses, **flags}
-        span = (start / USER_HZ, self.position / USER_HZ)
-        self.turns.append(Turn(*span, utterance.text, utterance.voice, utterance.skill, answer, key, **flags))
+    def say(self, utterance: Utterance, answer: str, key: str, pauses: Sequence[tuple[int, int]] = (), **flags: Any) -> None:
+        """Append a turn at the current position; `pauses` are (sample of the utterance, length in samples), in order."""
+        audio, start = utterance.audio.astype(np.float32) / 32767.0, self.position
+        spans: list[Segment] = []
+        inserted = 0
+        for at, length in pauses:
+            audio = insert_pause(audio, at + inserted, length)
+            first = start + at + inserted
+            spans.append((first / USER_HZ, (first + length) / USER_HZ))
+            inserted += length
+        self.pieces.append((start, audio))
+        self.position += len(audio)
+        flags = {"exact": utterance.skill == "repeat", "pauses": tuple(spans), **flags}
+        times = (start / USER_HZ, self.position / USER_HZ)
+        self.turns.append(Turn(*times, utterance.text, utterance.voice, utterance.skill, answer, key, **flags))
 
     def wait(self, seconds: float) -> None:
         """Append silence."""

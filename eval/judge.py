@@ -12,6 +12,7 @@ from eval.draft import Scenario, Turn
 from eval.metrics import Segment
 from eval.systems import AGENT_HZ, Reply
 from eval.text import is_correct
+from train.asr import TimedWord
 from train.bank import USER_HZ
 
 TEXT_LEAD_S = 0.5  # the text channel runs at most this much ahead of its sound
@@ -19,18 +20,28 @@ TEXT_LEAD_S = 0.5  # the text channel runs at most this much ahead of its sound
 
 @dataclass(frozen=True)
 class Judge:
-    """The ears: `vad` gives speech segments, `asr` gives text, both from float32 audio at 16 kHz."""
+    """The ears, all from float32 audio at 16 kHz.
+
+    Attributes:
+        vad: Speech segments.
+        asr: Text.
+        words: Words and when they sound, for suite `fdb`.
+        coarse_vad: Speech segments as that benchmark takes them: of silero-vad as it comes, edges not refined.
+    """
 
     vad: Callable[[np.ndarray], list[Segment]]
     asr: Callable[[np.ndarray], str]
+    words: Callable[[np.ndarray], list[TimedWord]] | None = None
+    coarse_vad: Callable[[np.ndarray], list[Segment]] | None = None
 
 
 def default_judge() -> Judge:
     """silero-vad and whisper-tiny.en."""
-    from eval.asr import WhisperAsr
-    from eval.vad import SileroVad
+    from eval.vad import CoarseVad, SileroVad
+    from train.asr import WhisperAsr
 
-    return Judge(SileroVad(), WhisperAsr())
+    asr = WhisperAsr()
+    return Judge(SileroVad(), asr, asr.words, CoarseVad())
 
 
 @dataclass(frozen=True)

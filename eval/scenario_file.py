@@ -105,7 +105,7 @@ class _Reader:
         flags["exact"] = self._flag(turn, "exact", utterance.skill == "repeat")
         if flags["scored"] and not answer:
             raise self._error("it is scored and has no 'answer'; give the right one")
-        draft.say(utterance, answer, key, self._pause(turn, utterance), **flags)
+        draft.say(utterance, answer, key, self._pauses(turn, utterance), **flags)
 
     def _place(self, draft: Draft, turn: dict) -> None:
         if "at_s" in turn and "after_s" in turn:
@@ -118,15 +118,15 @@ class _Reader:
             raise self._error(f"it begins at {at_s:g} s, before the turn before it ends at {free_s:.2f} s; the user has one voice")
         draft.wait(at_s - free_s)
 
-    def _pause(self, turn: dict, utterance: Utterance) -> tuple[int, int] | None:
+    def _pauses(self, turn: dict, utterance: Utterance) -> list[tuple[int, int]]:
         if "pause" not in turn:
-            return None
+            return []
         _keys(self._path, f"{self._where}, pause", turn["pause"], _PAUSE)
         if set(turn["pause"]) != _PAUSE:
             raise self._error("its pause needs both 'at_s', seconds into the utterance, and 'for_s'")
         length_s = utterance.num_samples / USER_HZ
         at_s = self._number(turn["pause"], "at_s", 0.0, 0.05, length_s - 0.05)
-        return round(at_s * USER_HZ), round(self._number(turn["pause"], "for_s", 0.0, 0.1, 30.0) * USER_HZ)
+        return [(round(at_s * USER_HZ), round(self._number(turn["pause"], "for_s", 0.0, 0.1, 30.0) * USER_HZ))]
 
     def _utterance(self, turn: dict, voice: Any) -> Utterance:
         if ("say" in turn) == ("wav" in turn):

@@ -70,11 +70,17 @@ def build(suite: str, pool: Sequence[Utterance], n: int, seed: int) -> list[Scen
     if suite not in BUILDERS:
         raise UserError(f"suite {suite!r} is unknown; use one of {', '.join(BUILDERS)}")
     if suite != "backchannel":
-        pool = [u for u in pool if u.skill != "backchannel"]
+        pool = without_asides(pool)
     return BUILDERS[suite](pool, n, seed)
 
 
-def _rng(suite: str, seed: int, index: int | str) -> random.Random:
+def without_asides(pool: Sequence[Utterance]) -> list[Utterance]:
+    """What wants an answer."""
+    return [u for u in pool if u.skill != "backchannel"]
+
+
+def rng_of(suite: str, seed: int, index: int | str) -> random.Random:
+    """Of one conversation, whatever the others are."""
     return random.Random(f"{suite}/{seed}/{index}")
 
 
@@ -101,12 +107,12 @@ def _partner(utterance: Utterance, pool: Sequence[Utterance], rng: random.Random
 def _answers(pool: Sequence[Utterance], n: int, seed: int) -> list[Scenario]:
     """`answers`: one question and a long silence; what asks back for something follows the turn that told it."""
     order = list(pool)
-    _rng("answers", seed, "order").shuffle(order)
+    rng_of("answers", seed, "order").shuffle(order)
     voices = {skill: {u.voice for u in pool if u.skill == skill} for skill in _MEMORY.values()}
     order = [u for u in order if u.answer is not None or u.voice in voices.get(_MEMORY.get(u.skill, ""), {u.voice})]
     scenarios = []
     for i in range(n):
-        rng, main = _rng("answers", seed, i), order[i % len(order)]
+        rng, main = rng_of("answers", seed, i), order[i % len(order)]
         draft = Draft(0)
         draft.wait(rng.uniform(0.5, 1.0))
         answer, key, exact = main.answer, key_of(main), main.skill == "repeat"
@@ -169,8 +175,8 @@ def _echo(pool: Sequence[Utterance], n: int, seed: int) -> list[Scenario]:
     """`echo`: each conversation of `answers` that asks for more than a word or two, at every level of ECHO_DB through the same room."""
     chatty = [u for u in pool if u.answer is None or len(u.answer) >= ECHO_CHARACTERS]
     scenarios = []
-    for i, scenario in enumerate(_answers(_need(chatty, "echo"), -(-n // len(ECHO_DB)), seed)):
-        rng = _rng("echo", seed, i)
+    for i, scenario in enumerate(_answers(need(chatty, "echo"), -(-n // len(ECHO_DB)), seed)):
+        rng = rng_of("echo", seed, i)
         delay_s, reverb_s = rng.uniform(*ECHO_DELAY_S), rng.uniform(0.1, 0.4)
         for level in ECHO_DB:
             name = scenario.id.replace("answers", "echo") + ("-clean" if level is None else f"-{-level:02d}db")
@@ -179,7 +185,8 @@ def _echo(pool: Sequence[Utterance], n: int, seed: int) -> list[Scenario]:
     return scenarios[:n]
 
 
-def _by_voice(pool: Sequence[Utterance], accept: Callable[[Utterance], bool]) -> dict[str, list[Utterance]]:
+def by_voice(pool: Sequence[Utterance], accept: Callable[[Utterance], bool]) -> dict[str, list[Utterance]]:
+    """Utterances with an answer that are accepted, by voice."""
     groups: dict[str, list[Utterance]] = {}
     for utterance in pool:
         if utterance.answer and accept(utterance):
@@ -187,7 +194,12 @@ def _by_voice(pool: Sequence[Utterance], accept: Callable[[Utterance], bool]) ->
     return groups
 
 
-def _need(found: _Found, suite: str) -> _Found:
+def need(found: _Found, suite: str) -> _Found:
+    """What was found, where anything was.
+
+    Raises:
+        UserError: nothing was.
+    """
     if not found:
         raise UserError(f"the test utterances have none that suite {suite} can use; build a larger part of the bank")
     return found
@@ -199,11 +211,11 @@ def _pick(rng: random.Random, choices: Sequence[Utterance], taken: Sequence[Utte
 
 def _turns(pool: Sequence[Utterance], n: int, seed: int) -> list[Scenario]:
     """`turns`: 2-3 questions by one voice, every other turn with a pause where the sentence is unfinished."""
-    plain = _need(_by_voice(pool, lambda u: True), "turns")
-    splittable = _by_voice(pool, lambda u: pause_sample(u) is not None)
+    plain = need(by_voice(pool, lambda u: True), "turns")
+    splittable = by_voice(pool, lambda u: pause_sample(u) is not None)
     scenarios = []
     for i in range(n):
-        rng = _rng("turns", seed, i)
+        rng = rng_of("turns", seed, i)
         voice = rng.choice(sorted(plain))
         draft = Draft(0)
         taken: list[Utterance] = []
@@ -214,9 +226,9 @@ def _turns(pool: Sequence[Utterance], n: int, seed: int) -> list[Scenario]:
             said = _pick(rng, splittable[voice] if paused else plain[voice], taken)
             taken.append(said)
             at = pause_sample(said) if paused else None
-            pause = (at, round(rng.uniform(0.3, 1.5) * USER_HZ)) if at is not None else None
+            pauses = [(at, round(rng.uniform(0.3, 1.5) * USER_HZ))] if at is not None else []
             assert said.answer
-            draft.say(said, said.answer, key_of(said), pause, scored=False)
+            draft.say(said, said.answer, key_of(said), pauses, scored=False)
             draft.wait(tail_s(said.answer) + rng.uniform(0.0, 0.5))
         scenarios.append(draft.finish(f"turns-{i:04d}", seed))
     return scenarios
@@ -224,12 +236,12 @@ def _turns(pool: Sequence[Utterance], n: int, seed: int) -> list[Scenario]:
 
 def _impatient(pool: Sequence[Utterance], n: int, seed: int) -> list[Scenario]:
     """`impatient`: 3-4 questions by one voice, each asked about halfway through the answer before it."""
-    anything = _by_voice(pool, lambda u: True)
-    lengthy = _need(_by_voice(pool, lambda u: len(u.answer or "") >= 20), "impatient")
-    prefer = _by_voice(pool, _is_long)
+    anything = by_voice(pool, lambda u: True)
+    lengthy = need(by_voice(pool, lambda u: len(u.answer or "") >= 20), "impatient")
+    prefer = by_voice(pool, _is_long)
     scenarios = []
     for i in range(n):
-        rng = _rng("impatient", seed, i)
+        rng = rng_of("impatient", seed, i)
         voice = rng.choice(sorted(lengthy))
         draft = Draft(0)
         taken: list[Utterance] = []
@@ -253,11 +265,11 @@ def _backchannel(pool: Sequence[Utterance], n: int, seed: int) -> list[Scenario]
     for utterance in pool:
         if utterance.skill == "backchannel":
             asides.setdefault(utterance.voice, []).append(utterance)
-    lengthy = _by_voice(pool, lambda u: len(u.answer or "") >= LENGTHY_CHARACTERS and u.voice in asides)
-    _need(lengthy, "backchannel")
+    lengthy = by_voice(pool, lambda u: len(u.answer or "") >= LENGTHY_CHARACTERS and u.voice in asides)
+    need(lengthy, "backchannel")
     scenarios = []
     for i in range(n):
-        rng = _rng("backchannel", seed, i)
+        rng = rng_of("backchannel", seed, i)
         voice = rng.choice(sorted(lengthy))
         asked, aside = rng.choice(lengthy[voice]), rng.choice(asides[voice])
         assert asked.answer

@@ -17,18 +17,21 @@ def pause_sample(utterance: Utterance) -> int | None:
 
     None when the utterance has no word times, fewer than four words, or a skill whose sentences are complete early.
     """
+    return next(iter(reversed(pause_samples(utterance))), None)
+
+
+def pause_samples(utterance: Utterance) -> list[int]:
+    """Every place between two words, from the second on, at which the sentence is unfinished; the last is `pause_sample`."""
     words = [word.text.lower().strip(".,!?") for word in utterance.words]
     if utterance.skill not in _PAUSED or len(words) < 4:
-        return None
+        return []
     split = len(words) - 1
     if utterance.skill == "repeat":
         split = len(words) - len(utterance.value.split())
     else:
         while split > 0 and words[split] in _TRAILING:
             split -= 1
-    if split < 2:
-        return None
-    return (utterance.words[split - 1].end_sample + utterance.words[split].start_sample) // 2
+    return [(utterance.words[i - 1].end_sample + utterance.words[i].start_sample) // 2 for i in range(2, split + 1)]
 
 
 def insert_pause(audio: np.ndarray, at_sample: int, num_samples: int) -> np.ndarray:

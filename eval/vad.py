@@ -35,6 +35,18 @@ class SileroVad:
         return refine_edges(audio, [(s["start"] / RATE_HZ, s["end"] / RATE_HZ) for s in found])
 
 
+class CoarseVad(SileroVad):
+    """silero-vad with the settings that it has by itself."""
+
+    def __call__(self, audio: np.ndarray) -> list[Segment]:
+        """float32 [num_samples] at 16 kHz -> sorted (start_s, end_s)."""
+        import torch
+        from silero_vad import get_speech_timestamps
+
+        found = get_speech_timestamps(torch.from_numpy(np.ascontiguousarray(audio, np.float32)), self._model, sampling_rate=RATE_HZ)
+        return [(s["start"] / RATE_HZ, s["end"] / RATE_HZ) for s in found]
+
+
 def refine_edges(audio: np.ndarray, segments: list[Segment], range_db: float = 35.0, floor_db: float = -60.0) -> list[Segment]:
     """Move each edge to the nearest change between loud and quiet 10 ms blocks, at most 200 ms and never past a neighbour.
 

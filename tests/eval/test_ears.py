@@ -28,9 +28,9 @@ def test_edges_do_not_move_far_or_into_a_neighbour():
 def test_silero_and_whisper_on_speech():
     import soxr
 
-    from eval.asr import WhisperAsr
     from eval.text import is_correct
     from eval.vad import SileroVad
+    from train.asr import WhisperAsr
     from train.synth import trim_bounds
     from train.voices import load_engine
 

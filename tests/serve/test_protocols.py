@@ -365,7 +365,7 @@ def test_moshis_own_client(engine: Engine, tmp_path: Path) -> None:
             await asyncio.to_thread(client, "moshi", url.rpartition(":")[2], tmp_path / "in.wav", tmp_path / "out.npy")
 
     asyncio.run(scenario())
-    from eval.asr import WhisperAsr
+    from train.asr import WhisperAsr
 
     heard = np.load(tmp_path / "out.npy")
     assert WhisperAsr()(soxr.resample(heard, HZ, 16000).astype(np.float32)).strip().rstrip(".") == WORDS.rstrip(".")

@@ -137,7 +137,7 @@ def _gap_s(record: Recording) -> float:
 
 
 def test_a_question_into_the_microphone_is_answered_aloud(pocket: Server, tmp_path: Path) -> None:
-    asr = pytest.importorskip("eval.asr").WhisperAsr()
+    asr = pytest.importorskip("train.asr").WhisperAsr()
     with open_page(pocket.url, _padded("question-1.wav", tmp_path)) as page:
         page.click("#talk")
         ((text, figures),) = _settled(page, 1, 30)
@@ -168,7 +168,7 @@ def test_the_sample_question_needs_no_microphone(pocket: Server) -> None:
 @pytest.mark.slow
 def test_barging_in_stops_the_answer_and_the_page_says_how_fast(pocket: Server, tmp_path: Path) -> None:
     """The user asks for the days of the week, and asks for their own name in the middle of them."""
-    asr = pytest.importorskip("eval.asr").WhisperAsr()
+    asr = pytest.importorskip("train.asr").WhisperAsr()
     with open_page(pocket.url, _padded("conversation.wav", tmp_path)) as page:
         page.click("#talk")
         replies = _settled(page, 4, 60)

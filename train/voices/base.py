@@ -16,7 +16,6 @@ _ENGINES = {
     "hibari": "train.voices.hibari:HibariEngine",
     "kokoro": "train.voices.kokoro:KokoroEngine",
     "piper": "train.voices.piper:PiperEngine",
-    "recordings": "train.voices.recordings:RecordingsEngine",
 }
 
 
