@@ -23,6 +23,8 @@ from serve.turns import Turn, TurnTracker
 
 STEP_BOUNDS_S = (0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.16)
 
+QUIET_FRAMES = 25  # with nobody speaking for 2 s a call may be ended when the engine drains
+
 _log = logging.getLogger(__name__)
 
 
@@ -91,6 +93,7 @@ class Call:
         self.dialogue = Dialogue(speaker.vocab)
         self.tracker = TurnTracker(speaker.clock, speaker.codec.config.delay_samples)
         self.is_fresh, self.is_open = True, True
+        self.quiet_frames = QUIET_FRAMES  # since either was heard
 
     def push(self, pcm: np.ndarray) -> None:
         """Hear float32 [N] at 16 kHz, -1..1; more than a moment ahead of real time it is kept and heard at its time.
@@ -201,7 +204,7 @@ class Engine:
             self.changed.notify_all()
 
     def drain(self, timeout_s: float) -> None:
-        """Take no more calls, end each when its agent has not got the turn, and return when all are over or `timeout_s` has passed."""
+        """Take no more calls, end each when nobody has spoken for a moment, and return when all are over or `timeout_s` has passed."""
         with self.changed:
             self._is_draining = True
             self.changed.notify_all()
@@ -256,7 +259,7 @@ class Engine:
                 return due
 
     def _is_over(self, call: Call) -> bool:
-        return call.buffer.is_over or (self._is_draining and not call.tracker.has_turn)
+        return call.buffer.is_over or (self._is_draining and call.quiet_frames >= QUIET_FRAMES)
 
     def _step(self, due: list[tuple[Call, DueFrame]]) -> None:
         """One step, and its frames to their callers."""
@@ -272,6 +275,7 @@ class Engine:
         for i, (call, heard) in enumerate(due):
             frame = call.dialogue.frame(text[i], codes[i], audio[i])
             turn = call.tracker.push(frame, heard.audio)
+            call.quiet_frames = 0 if call.tracker.user_heard or call.tracker.has_turn else call.quiet_frames + 1
             frames.append(CallFrame(frame, call.tracker.user_heard, end_s - heard.ready_s > FRAME_S, turn))
         self._count(due, frames, end_s - begin_s)
         for (call, _), call_frame in zip(due, frames, strict=True):
