@@ -369,3 +369,17 @@ def test_moshis_own_client(engine: Engine, tmp_path: Path) -> None:
 
     heard = np.load(tmp_path / "out.npy")
     assert WhisperAsr()(soxr.resample(heard, HZ, 16000).astype(np.float32)).strip().rstrip(".") == WORDS.rstrip(".")
+
+
+@pytest.mark.slow
+def test_livekits_plug_in(engine: Engine, pocket: Speaker, tmp_path: Path) -> None:
+    write_question(tmp_path / "in.wav")
+
+    async def scenario() -> None:
+        async with served(engine) as url:
+            await asyncio.to_thread(client, "livekit", url.rpartition(":")[2], tmp_path / "in.wav", tmp_path / "out.npz")
+
+    asyncio.run(scenario())
+    out = np.load(tmp_path / "out.npz")
+    assert str(out["text"]).strip() == WORDS and list(out["kinds"]) == ["started", "stopped"]
+    assert float(np.abs(out["audio"].astype(np.float32)).max()) > 3000
