@@ -50,7 +50,7 @@ class WhisperConfig:
     num_layers: int = 4
     num_heads: int = 6
     ff_width: int = 1536
-    window_tokens: int = 64
+    window_tokens: int = 128
     width: int = 384
     ctc_per_frame: int = 2
     kind: Literal["whisper"] = "whisper"
