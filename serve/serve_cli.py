@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
 import logging
 import os
+import signal
 import ssl
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,6 +19,11 @@ from duplex.checkpoint import load_speaker
 from duplex.errors import UserError
 from serve.options import add_knobs, plain_warnings, sampling_of
 from serve.rows import check_device
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from serve.engine import Engine
 
 SESSIONS = {"cpu": 4, "cuda": 64}
 MIN_TOKEN_CHARACTERS = 16
@@ -33,8 +42,6 @@ def main(argv: list[str]) -> None:
     logging.basicConfig(stream=sys.stderr, level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
     if args.threads:
         torch.set_num_threads(args.threads)
-    from aiohttp import web
-
     from serve.engine import Engine
     from serve.live_call import Limits
     from serve.server import Access, build_app
@@ -45,20 +52,45 @@ def main(argv: list[str]) -> None:
         )
         engine.start()
     limits = Limits(idle_s=args.idle_seconds, call_s=args.call_minutes * 60)
-    app = build_app(engine, Access(token, tuple(args.origin)), limits, args.drain_seconds)
+    app = build_app(engine, Access(token, tuple(args.origin)), limits)
+    try:
+        asyncio.run(_serve(app, engine, args, tls))
+    except KeyboardInterrupt:  # a second one, or a platform without signal handlers
+        pass
+    finally:
+        engine.stop()
 
-    async def announce(app: web.Application) -> None:
+
+async def _serve(app: web.Application, engine: Engine, args: argparse.Namespace, tls: ssl.SSLContext | None) -> None:
+    """Listen until told to stop; answers may end then, unless told again."""
+    from aiohttp import web
+
+    from serve.server import shut_down
+
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=5.0)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, args.host, args.port, ssl_context=tls).start()
         where = f"[{args.host}]" if ":" in args.host else args.host
         room = f"{engine.capacity} calls at once, {engine.bytes_per_call / 1e6:.1f} MB each"
         print(f"{'https' if tls else 'http'}://{where}:{args.port}  {room}; Ctrl-C to stop", flush=True)
-
-    app.on_startup.append(announce)
-    try:
-        web.run_app(app, host=args.host, port=args.port, ssl_context=tls, access_log=None, print=None, shutdown_timeout=5.0)
+        await _told_to_stop()
     except OSError as error:
         raise UserError(f"port {args.port} of {args.host} cannot be opened ({error.strerror or error}); choose one with --port") from error
     finally:
-        engine.stop()
+        await shut_down(runner, engine, args.drain_seconds)
+
+
+async def _told_to_stop() -> None:
+    """Wait for SIGINT or SIGTERM. A second one has its usual effect."""
+    loop, told = asyncio.get_running_loop(), asyncio.Event()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    with contextlib.suppress(NotImplementedError):  # Windows: the loop is cancelled instead
+        for number in signals:
+            loop.add_signal_handler(number, told.set)
+    await told.wait()
+    for number in signals:
+        loop.remove_signal_handler(number)
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -53,8 +53,8 @@ class Access:
     origins: tuple[str, ...] = ()
 
 
-def build_app(engine: Engine, access: Access, limits: Limits, drain_s: float) -> web.Application:
-    """The application; `drain_s` is how long answers may take to end when it is shut down."""
+def build_app(engine: Engine, access: Access, limits: Limits) -> web.Application:
+    """The application; `shut_down` ends it."""
     logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)  # its warnings show subprotocols, and so the token
     app = web.Application(middlewares=[_middleware(access)], client_max_size=1 << 16)
 
@@ -73,10 +73,6 @@ def build_app(engine: Engine, access: Access, limits: Limits, drain_s: float) ->
     async def call(request: web.Request) -> web.StreamResponse:
         return await _call(request, engine, limits)
 
-    async def drain(app: web.Application) -> None:
-        await asyncio.get_running_loop().run_in_executor(None, engine.drain, drain_s)
-        await asyncio.get_running_loop().run_in_executor(None, engine.stop)
-
     app.router.add_get("/healthz", health)
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/", index)
@@ -84,8 +80,20 @@ def build_app(engine: Engine, access: Access, limits: Limits, drain_s: float) ->
         app.router.add_get(path, call)
     app.router.add_static("/samples", _HERE / "samples")
     app.router.add_static("/", _HERE / "web")
-    app.on_shutdown.append(drain)
     return app
+
+
+async def shut_down(runner: web.AppRunner, engine: Engine, drain_s: float) -> None:
+    """Take no more connections, let answers end for at most `drain_s` seconds, then close what is left as going away.
+
+    All before `runner.cleanup`, for once that has begun, aiohttp throws away what callers send.
+    """
+    for site in list(runner.sites):
+        await site.stop()
+    loop = asyncio.get_running_loop()
+    await loop.run_in_executor(None, engine.drain, drain_s)
+    await loop.run_in_executor(None, engine.stop)
+    await runner.cleanup()
 
 
 async def _call(request: web.Request, engine: Engine, limits: Limits) -> web.StreamResponse:

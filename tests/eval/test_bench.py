@@ -57,7 +57,10 @@ def test_a_step_counts_its_work(capsys: pytest.CaptureFixture, threads: list[int
     assert duplex([*shape, "--batch", "4", "--dtype", "bfloat16"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["dtype"] == "bfloat16" and result["gflop"] > 0 and result["row_mb"] > 0
-    assert 0 < result["roofline_percent"] < 100
+    assert (
+        100 * result["roofline_ms"] / result["step_ms"]["p50"] == pytest.approx(result["roofline_percent"], abs=0.02)
+        and result["roofline_ms"] > 0
+    )
 
 
 @torch.inference_mode()
@@ -80,7 +83,7 @@ def test_sessions_are_counted_up_to_the_frame(capsys: pytest.CaptureFixture, mon
         if size == 8:
             raise torch.OutOfMemoryError
         step_ms, row_bytes = real(speaker, size, num_steps)
-        return (step_ms | {"p99": 81.0} if size == 4 else step_ms), row_bytes
+        return step_ms | {"p99": 81.0 if size == 4 else 79.0}, row_bytes
 
     monkeypatch.setattr(bench_sessions, "_time_full", slow_at_four)
     options = ["--preset", "random:test", "--steps", "3", "--sessions", "8,1,16,4,2", "--context", "50"]

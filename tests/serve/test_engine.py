@@ -103,11 +103,12 @@ def test_one_call_is_a_session_to_the_bit(speaker: Speaker, make_engine, samplin
 
 
 def test_calls_that_join_and_leave_do_not_notice_each_other(speaker: Speaker, make_engine) -> None:  # noqa: ANN001
-    engine, rng = make_engine(4, DRAWS), np.random.default_rng(3)
+    engine, rng = make_engine(4, DRAWS, speed=10.0), np.random.default_rng(3)
     kept = {seed: Caller(engine, seed) for seed in (0, 1)}
     audios = {seed: audio_of(seed, 120) for seed in kept}
     for seed, caller in kept.items():
         caller.call.push(audios[seed])
+        caller.call.finish()
     for part in range(12):
         visitor = Caller(engine, 100 + part)
         visitor.call.push(audio_of(part, int(rng.integers(1, 8))))
@@ -115,10 +116,8 @@ def test_calls_that_join_and_leave_do_not_notice_each_other(speaker: Speaker, ma
         visitor.call.close() if part % 2 else visitor.call.finish()
         if part % 2 == 0:
             assert visitor.over.wait(20)
-    for caller in kept.values():
-        caller.call.finish()
-        assert caller.over.wait(20)
     for seed, caller in kept.items():
+        assert caller.over.wait(20)
         expected = alone(speaker, audios[seed], seed, DRAWS)
         got = caller.answers()
         assert [(f.token, f.codes) for f in got] == [(f.token, f.codes) for f in expected]

@@ -77,7 +77,7 @@ class Line:
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.loop = engine, asyncio.new_event_loop()
-        self._runner = web.AppRunner(build_app(engine, Access(), LIMITS, 0.0), shutdown_timeout=0.1)
+        self._runner = web.AppRunner(build_app(engine, Access(), LIMITS), shutdown_timeout=0.1)
         self.loop.run_until_complete(self._open())
 
     async def _open(self) -> None:

@@ -39,7 +39,7 @@ WORDS = "The capital of France is Paris."
 
 @contextlib.asynccontextmanager
 async def served(engine: Engine) -> AsyncIterator[str]:
-    runner = web.AppRunner(build_app(engine, Access(), Limits(), 0.0), shutdown_timeout=0.1)
+    runner = web.AppRunner(build_app(engine, Access(), Limits()), shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:

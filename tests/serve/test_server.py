@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import logging
@@ -10,7 +11,10 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
+import soxr
 
 pytest.importorskip("aiohttp", reason="the extra `serve` is not installed")
 pytest.importorskip("sphn", reason="the extra `serve` is not installed")
@@ -21,23 +25,25 @@ from duplex.checkpoint import load_speaker  # noqa: E402
 from duplex.cli import main  # noqa: E402
 from serve.engine import Engine  # noqa: E402
 from serve.live_call import Limits  # noqa: E402
-from serve.server import Access, build_app, is_loopback  # noqa: E402
+from serve.server import Access, build_app, is_loopback, shut_down  # noqa: E402
 
+QUESTION = Path(__file__).parents[2] / "serve" / "samples" / "question-1.wav"
+WORDS = "The capital of France is Paris."
 TOKEN = "correct-horse-battery"
 CALLS = ("/v1/realtime", "/api/chat")
 
 
 @contextlib.asynccontextmanager
-async def served(engine: Engine, access: Access = Access(), limits: Limits = Limits(), drain_s: float = 0.0) -> AsyncIterator[str]:  # noqa: B008
+async def served(engine: Engine, access: Access = Access(), limits: Limits = Limits()) -> AsyncIterator[str]:  # noqa: B008
     """The application on a port of its own; its URL."""
-    runner = web.AppRunner(build_app(engine, access, limits, drain_s), shutdown_timeout=2.0)
+    runner = web.AppRunner(build_app(engine, access, limits), shutdown_timeout=2.0)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     try:
         yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
-        await runner.cleanup()
+        await shut_down(runner, engine, 0.0)
 
 
 @pytest.fixture
@@ -169,6 +175,37 @@ def test_shutting_down_closes_calls_as_going_away(engine: Engine, path: str) -> 
                 socket = await session.ws_connect(url + path)
                 await socket.receive()
             assert (await socket.receive()).type in (WSMsgType.CLOSE, WSMsgType.CLOSING) and socket.close_code == 1001
+
+    run(scenario)
+
+
+def test_shutting_down_hears_a_question_to_its_end_and_answers_it() -> None:
+    engine = Engine(load_speaker("pocket"), 1)
+    engine.start()
+    audio, rate_hz = soundfile.read(QUESTION, dtype="int16")
+
+    async def scenario() -> None:
+        runner = web.AppRunner(build_app(engine, Access(), Limits()), shutdown_timeout=2.0)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1/realtime"
+        async with ClientSession() as session, session.ws_connect(url) as socket:
+
+            async def talk() -> None:
+                voice = soxr.resample(audio, rate_hz, 24000)
+                for i in range(0, len(voice) + 24000 * 6, 1920):
+                    block = np.pad(voice[i : i + 1920], (0, max(0, i + 1920 - max(len(voice), i))))[:1920]
+                    await socket.send_json({"type": "input_audio_buffer.append", "audio": base64.b64encode(block.tobytes()).decode()})
+                    await asyncio.sleep(0.08)
+
+            talking = asyncio.create_task(talk())
+            await asyncio.sleep(0.8)  # in the middle of the question
+            closing = asyncio.create_task(shut_down(runner, engine, 20.0))
+            heard = [json.loads(message.data) async for message in socket if message.type is WSMsgType.TEXT]
+            talking.cancel()
+            await closing
+        (said,) = [event["transcript"] for event in heard if event["type"] == "response.output_audio_transcript.done"]
+        assert said.strip() == WORDS and socket.close_code == 1001
 
     run(scenario)
 

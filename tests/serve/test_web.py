@@ -242,7 +242,7 @@ def test_a_microphone_that_goes_away_is_taken_again(pocket: Server, tmp_path: Pa
         page.click("#talk")
         _wait_for(page, "Connected", "Listening")
         page.evaluate("streams[0].getTracks()[0].dispatchEvent(new Event('ended'))")
-        page.wait_for_function("streams.length === 2 && streams[0].getTracks()[0].readyState === 'ended'")
+        page.wait_for_function("() => streams.length === 2 && streams[0].getTracks()[0].readyState === 'ended'")
         _wait_for(page, "Connected", "Listening")
 
 
