@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.random import Generator
 
-from train.bank import USER_HZ
+from train.bank import USER_HZ, Utterance
+
+_PACKET = USER_HZ // 50
+_BABBLE_VOICES = (3, 7)
 
 
 @dataclass(frozen=True)
@@ -19,8 +22,12 @@ class AugmentConfig:
         speed: Range of the resampling factor, which moves pace and pitch together.
         gain_db: Range of the level.
         tilt: Range of a one-tap spectral tilt, negative is duller.
-        noise_probability, snr_db: Coloured noise over the whole channel.
+        noise_probability, snr_db: Noise over the whole channel, and the speech against it.
+        noise_weights: How often the noise is `colored`, `babble` of other voices (where there are any), `hum` or `clicks`.
         room_probability, reverb_s: A simulated room: exponentially decaying noise.
+        microphone_probability, microphone_db: A microphone's response, and how far it strays from flat.
+        line_probability: A telephone line: its band, and 8 bits a sample.
+        loss_probability, loss_share: A network that loses packets, and what share of them.
         floor_db: Range of the ever-present noise floor, dB full scale.
         echo_probability, echo_db, echo_delay_s: What an echo canceller leaves of the agent's own voice: level against the voice as
             played, and when it arrives after its codes; a frame and more, for it is played while the next one is heard.
@@ -29,10 +36,16 @@ class AugmentConfig:
     speed: tuple[float, float] = (0.87, 1.15)
     gain_db: tuple[float, float] = (-15.0, 3.0)
     tilt: tuple[float, float] = (-0.5, 0.5)
-    noise_probability: float = 0.4
-    snr_db: tuple[float, float] = (8.0, 35.0)
+    noise_probability: float = 0.5
+    snr_db: tuple[float, float] = (0.0, 30.0)
+    noise_weights: dict[str, float] = field(default_factory=lambda: {"colored": 0.35, "babble": 0.4, "hum": 0.1, "clicks": 0.15})
     room_probability: float = 0.3
     reverb_s: tuple[float, float] = (0.1, 0.4)
+    microphone_probability: float = 0.3
+    microphone_db: float = 8.0
+    line_probability: float = 0.1
+    loss_probability: float = 0.1
+    loss_share: tuple[float, float] = (0.01, 0.05)
     floor_db: tuple[float, float] = (-85.0, -60.0)
     echo_probability: float = 0.0
     echo_db: tuple[float, float] = (-40.0, -10.0)
@@ -103,14 +116,81 @@ def augment_utterance(audio: np.ndarray, config: AugmentConfig, rng: Generator) 
     return audio * (10 ** (rng.uniform(*config.gain_db) / 20) * 0.7 / peak), factor
 
 
-def augment_channel(audio: np.ndarray, config: AugmentConfig, rng: Generator) -> np.ndarray:
-    """Put the whole user channel into a room and a noise. Speech level is taken over its loud samples."""
+def hum(length: int, mains_hz: float, rng: Generator) -> np.ndarray:
+    """Unit-power hum: ten harmonics of the mains, the higher the fainter."""
+    time_s = np.arange(length) / USER_HZ
+    total = np.zeros(length)
+    for k in range(1, 11):
+        total += rng.uniform(0.2, 1.0) / k * np.sin(2 * np.pi * (k * mains_hz * time_s + rng.random()))
+    return (total / (total.std() + 1e-9)).astype(np.float32)
+
+
+def clicks(length: int, rng: Generator) -> np.ndarray:
+    """Unit-power keystrokes: two to eight a second, each 20 ms of dying noise."""
+    stroke = USER_HZ // 50
+    decay = np.exp(-np.arange(stroke) / (stroke / 5))
+    out = np.zeros(length + stroke, np.float32)
+    for at in rng.integers(0, length, max(round(length / USER_HZ * rng.uniform(2, 8)), 1)):
+        out[at : at + stroke] += rng.uniform(0.4, 1.0) * decay * rng.standard_normal(stroke)
+    return out[:length] / (out[:length].std() + 1e-9)
+
+
+def color_by_microphone(audio: np.ndarray, spread_db: float, rng: Generator) -> np.ndarray:
+    """A response that strays from flat by up to `spread_db` at eight frequencies, without delay; same length."""
+    from scipy.signal import fftconvolve, firwin2
+
+    edges = np.concatenate([[0.0], np.geomspace(100, 6000, 6), [USER_HZ / 2]])
+    return fftconvolve(audio, firwin2(129, edges, 10 ** (rng.uniform(-spread_db, spread_db, 8) / 20), fs=USER_HZ), "same").astype(
+        np.float32
+    )
+
+
+def through_telephone(audio: np.ndarray) -> np.ndarray:
+    """300 to 3400 Hz, and the steps of 8-bit mu-law (ITU-T G.711)."""
+    from scipy.signal import butter, sosfilt
+
+    band = sosfilt(butter(4, (300, 3400), "bandpass", fs=USER_HZ, output="sos"), audio).clip(-1, 1)
+    steps = np.round(np.sign(band) * np.log1p(255 * np.abs(band)) / np.log(256) * 127) / 127
+    return (np.sign(steps) * (256 ** np.abs(steps) - 1) / 255).astype(np.float32)
+
+
+def drop_packets(audio: np.ndarray, share: float, rng: Generator) -> np.ndarray:
+    """Lose about `share` of its 20 ms packets, silent then, two in a row on average."""
+    count = -(-len(audio) // _PACKET)
+    lost = np.zeros(count, bool)
+    for at in rng.integers(0, count, rng.binomial(count, share / 2)):
+        lost[at : at + int(rng.integers(1, 4))] = True
+    return np.where(np.repeat(lost, _PACKET)[: len(audio)], np.float32(0.0), audio)
+
+
+def draw_noise(length: int, config: AugmentConfig, crowd: Sequence[Utterance], rng: Generator) -> np.ndarray:
+    """Unit-power noise of a kind drawn by `noise_weights`; babble is mixed from `crowd` and left out where that is empty."""
+    weights = {kind: weight for kind, weight in config.noise_weights.items() if crowd or kind != "babble"}
+    kind = rng.choice(list(weights), p=np.array(list(weights.values())) / sum(weights.values()))
+    if kind == "babble":
+        voices = [crowd[int(k)].audio / np.float32(32767.0) for k in rng.integers(0, len(crowd), int(rng.integers(*_BABBLE_VOICES)))]
+        return babble(voices, length, rng)
+    if kind == "hum":
+        return hum(length, 50.0 if rng.random() < 0.5 else 60.0, rng)
+    return clicks(length, rng) if kind == "clicks" else colored_noise(length, rng.uniform(0, 2), rng)
+
+
+def augment_channel(audio: np.ndarray, config: AugmentConfig, rng: Generator, crowd: Sequence[Utterance] = ()) -> np.ndarray:
+    """Put the whole user channel into a room, a noise, a microphone and a line. Speech level is taken over its loud samples.
+
+    `crowd`: whose voices babble behind it, int16.
+    """
     if rng.random() < config.room_probability:
         audio = add_room(audio, rng.uniform(*config.reverb_s), rng)
     audio = audio + 10 ** (rng.uniform(*config.floor_db) / 20) * colored_noise(len(audio), rng.uniform(0, 2), rng)
     if rng.random() < config.noise_probability:
         loud = np.abs(audio) > 0.02
         level = np.sqrt((audio[loud] ** 2).mean()) if loud.any() else 0.05
-        scale = level * 10 ** (-rng.uniform(*config.snr_db) / 20)
-        audio = audio + scale * colored_noise(len(audio), rng.uniform(0, 2), rng)
+        audio = audio + level * 10 ** (-rng.uniform(*config.snr_db) / 20) * draw_noise(len(audio), config, crowd, rng)
+    if rng.random() < config.microphone_probability:
+        audio = color_by_microphone(audio, config.microphone_db, rng)
+    if rng.random() < config.line_probability:
+        audio = through_telephone(audio)
+    if rng.random() < config.loss_probability:
+        audio = drop_packets(audio, rng.uniform(*config.loss_share), rng)
     return np.clip(audio, -1.0, 1.0).astype(np.float32)

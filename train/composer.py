@@ -6,6 +6,7 @@ agent                                        gap [ two plus two is fo          g
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -36,6 +37,8 @@ class ComposerConfig:
         pause_probability, pause_s: A pause inside a user's turn, where the sentence is unfinished.
         interruption_probability, long_interruption_probability: The user comes in during an answer; the latter for long answers.
         stop_frames: How long the agent goes on after an interruption begins, ends included.
+        stop_after_word: Where given, the agent goes on until so many frames after the end of the first word that tells the interruption
+            from a backchannel ("I see" from "I need two plus two"), ends included, within `stop_frames`.
         silence_frames: Between the agent's end and the user's next turn, ends included.
         recall_probability: After something was told, that the next question asks for it.
         skill_weights: How often a skill is asked, where it differs from `train.world.SKILL_WEIGHTS`.
@@ -51,6 +54,7 @@ class ComposerConfig:
     interruption_probability: float = 0.25
     long_interruption_probability: float = 0.7
     stop_frames: tuple[int, int] = (2, 4)
+    stop_after_word: tuple[int, int] | None = None
     silence_frames: tuple[int, int] = (4, 24)
     recall_probability: float = 0.5
     stop_probability: float = 0.25
@@ -68,6 +72,9 @@ class Cast:
         self.by_skill: dict[str, list[Utterance]] = {}
         for question in usable:
             self.by_skill.setdefault(question.skill, []).append(question)
+        self.crowd = [q for pool in self.by_skill.values() for q in pool]
+        asides = {tuple(_bare(w) for w in q.text.split()) for q in self.by_skill.get("backchannel", [])}
+        self.aside_beginnings = {aside[:i] for aside in asides for i in range(1, len(aside) + 1)}
         self.stops = [q for q in self.by_skill.get("talk", []) if q.value == "stop"]
         by_name = {**world.SKILL_WEIGHTS, **(skill_weights or {})}
         self.skills = [s for s in by_name if s in self.by_skill and by_name[s]]
@@ -171,24 +178,23 @@ def compose(cast: Cast, config: ComposerConfig, augment: AugmentConfig, rng: Gen
             break
         if question.skill in ("name_tell", "like_tell"):
             memory.told[question.skill.split("_")[0]] = question.value
+        if kind == "interruption":
+            agents[-1] = _cut(agents[-1], turn, cast, config, rng)
+            memory.rest = rest_of(agents[-1].utterance, agents[-1].cut_frame - agents[-1].start_frame)
         users.append(turn)
         assert answer.codes is not None
         end = begin + len(answer.codes)
         onset = _interruption(question, begin, len(answer.codes), config, rng)
+        agents.append(AgentTurn(answer, begin, end, len(users) - 1))
         if onset is not None:
-            stop = onset // USER_FRAME_SAMPLES + int(rng.integers(config.stop_frames[0], config.stop_frames[1] + 1))
-            agents.append(AgentTurn(answer, begin, min(stop, end), len(users) - 1))
             start, kind, memory.last = onset, "interruption", None
-            memory.rest = rest_of(answer, min(stop, end) - begin)
+            memory.rest = rest_of(answer, min(onset // USER_FRAME_SAMPLES + config.stop_frames[0], end) - begin)
         else:
-            agents.append(AgentTurn(answer, begin, end, len(users) - 1))
             users += _backchannel(cast, begin, len(answer.codes), config, augment, rng)
             pause = int(rng.integers(config.silence_frames[0] * USER_FRAME_SAMPLES, config.silence_frames[1] * USER_FRAME_SAMPLES + 1))
             if kind != "interruption" or not _is_stop(question):
                 memory.rest = None
             start, kind, memory.last = end * USER_FRAME_SAMPLES + pause, "question", answer
-    if kind == "interruption" and agents:  # the interrupting turn did not fit: the answer goes on
-        agents[-1] = _uncut(agents[-1])
     return Timeline(config.num_frames, tuple(users), tuple(agents))
 
 
@@ -207,9 +213,27 @@ def _answer(cast: Cast, question: Utterance, memory: _Memory) -> Utterance | Non
     return cast.answer(question.answer or "")
 
 
-def _uncut(turn: AgentTurn) -> AgentTurn:
-    assert turn.utterance.codes is not None
-    return replace(turn, cut_frame=turn.start_frame + len(turn.utterance.codes))
+def telling_word(utterance: Utterance, beginnings: set[tuple[str, ...]]) -> Word | None:
+    """The first word with which `utterance` begins as no backchannel does; None without word times, or where it is one throughout."""
+    spoken: tuple[str, ...] = ()
+    for word in utterance.words:
+        spoken += (_bare(word.text),)
+        if spoken not in beginnings:
+            return word
+    return None
+
+
+def _cut(agent: AgentTurn, turn: UserTurn, cast: Cast, config: ComposerConfig, rng: Generator) -> AgentTurn:
+    """The answer as far as it comes when `turn` interrupts it."""
+    onset = turn.start_sample // USER_FRAME_SAMPLES
+    word = telling_word(turn.utterance, cast.aside_beginnings) if config.stop_after_word else None
+    if word is None or config.stop_after_word is None:
+        stop = onset + int(rng.integers(config.stop_frames[0], config.stop_frames[1] + 1))
+    else:
+        told = -(-(turn.start_sample + word.end_sample) // USER_FRAME_SAMPLES)
+        stop = told + int(rng.integers(config.stop_after_word[0], config.stop_after_word[1] + 1))
+        stop = min(max(stop, onset + config.stop_frames[0]), onset + config.stop_frames[1])
+    return replace(agent, cut_frame=min(stop, agent.cut_frame))
 
 
 def _next_question(cast: Cast, memory: _Memory, kind: str, config: ComposerConfig, rng: Generator) -> Utterance:
@@ -261,12 +285,15 @@ def _backchannel(cast: Cast, begin: int, length: int, config: ComposerConfig, au
     return [turn]
 
 
-def render_user(timeline: Timeline, augment: AugmentConfig | None, rng: Generator) -> np.ndarray:
-    """The user's channel as float32 [num_frames * 1280]; `augment` None leaves speech as it is, over a faint noise floor."""
+def render_user(timeline: Timeline, augment: AugmentConfig | None, rng: Generator, crowd: Sequence[Utterance] = ()) -> np.ndarray:
+    """The user's channel as float32 [num_frames * 1280]; `augment` None leaves speech as it is, over a faint noise floor.
+
+    `crowd`: whose voices may babble behind it.
+    """
     audio = _compose_user(timeline) if timeline.recorded is None else timeline.recorded
     if augment is None:
         return audio + 1e-4 * rng.standard_normal(len(audio)).astype(np.float32)
-    audio = augment_channel(audio, augment, rng)
+    audio = augment_channel(audio, augment, rng, crowd)
     if augment.echo_probability and rng.random() < augment.echo_probability:
         level_db, delay_s, reverb_s = (rng.uniform(*span) for span in (augment.echo_db, augment.echo_delay_s, augment.reverb_s))
         audio = np.clip(add_echo(audio, render_agent(timeline), level_db, delay_s, reverb_s, rng), -1.0, 1.0)

@@ -204,7 +204,7 @@ class Conversations(lightning.LightningDataModule):
             scripted.append(alone or bool(rng.random() < self.speak_fraction))
             timelines.append(self._timeline(scripted[-1], rng))
             if not alone:
-                audio.append(torch.from_numpy(render_user(timelines[-1], self.augment, rng)))
+                audio.append(torch.from_numpy(render_user(timelines[-1], self.augment, rng, self.cast.crowd if self.cast else ())))
         batch = self._collate(timelines, scripted, audio, rng)
         if self.read_rows:
             written = [self.readers.conversation(self.composer, rng) for _ in range(self.read_rows)]

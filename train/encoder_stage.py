@@ -155,7 +155,7 @@ class UserSpeech(lightning.LightningDataModule):
         if self.vocab:
             heard = torch.from_numpy(np.stack([lay_heard(timeline, self.vocab) for timeline in timelines]))
         return SpeechBatch(
-            torch.from_numpy(np.stack([render_user(timeline, augment, rng) for timeline in timelines])),
+            torch.from_numpy(np.stack([render_user(timeline, augment, rng, self._utterances) for timeline in timelines])),
             torch.tensor([i for t in targets for i in t]),
             torch.tensor([len(t) for t in targets]),
             torch.from_numpy(aligned),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -13,11 +15,21 @@ from train.augment import (
     augment_utterance,
     babble,
     change_speed,
+    clicks,
+    color_by_microphone,
     colored_noise,
+    draw_noise,
+    drop_packets,
+    hum,
+    through_telephone,
     tilt_spectrum,
 )
+from train.bank import Utterance
 
-NONE = AugmentConfig((1.0, 1.0), (0.0, 0.0), (0.0, 0.0), 0.0, (10.0, 10.0), 0.0, (0.1, 0.4), (-120.0, -120.0))
+NONE = AugmentConfig(
+    (1.0, 1.0), (0.0, 0.0), (0.0, 0.0), 0.0, room_probability=0.0, microphone_probability=0.0, line_probability=0.0, loss_probability=0.0,
+    floor_db=(-120.0, -120.0),
+)  # fmt: skip
 
 
 def tone(hz: float, num_samples: int = 16000) -> np.ndarray:
@@ -82,7 +94,8 @@ def test_an_utterance_gets_its_level(gain_db: float) -> None:
 @pytest.mark.parametrize("snr_db", [5.0, 20.0])
 def test_noise_stands_at_its_ratio_to_the_speech(snr_db: float) -> None:
     audio = np.concatenate([np.zeros(64000, np.float32), 0.2 * np.sign(tone(200, 64000))])
-    config = AugmentConfig(noise_probability=1.0, snr_db=(snr_db, snr_db), room_probability=0.0, floor_db=(-120.0, -120.0))
+    only = {"colored": 1.0}
+    config = replace(NONE, noise_probability=1.0, snr_db=(snr_db, snr_db), noise_weights=only)
     noise = augment_channel(audio, config, np.random.default_rng(1))[:64000]
     assert 20 * np.log10(0.2 / noise.std()) == pytest.approx(snr_db, abs=1.0)
 
@@ -91,9 +104,7 @@ def test_without_noise_or_room_there_is_the_floor() -> None:
     audio = np.concatenate([np.zeros(16000, np.float32), tone(200)])
     out = augment_channel(audio, NONE, np.random.default_rng(0))
     assert np.abs(out - audio).max() < 1e-4
-    floor = augment_channel(
-        np.zeros(64000, np.float32), AugmentConfig(room_probability=0, noise_probability=0, floor_db=(-60, -60)), np.random.default_rng(0)
-    )
+    floor = augment_channel(np.zeros(64000, np.float32), replace(NONE, floor_db=(-60, -60)), np.random.default_rng(0))
     assert 20 * np.log10(floor.std()) == pytest.approx(-60, abs=1.0)
 
 
@@ -114,3 +125,53 @@ def test_babble_has_every_voice_at_one_level() -> None:
     bands = [power[round((hz - 60) * 2.5) : round((hz + 60) * 2.5)].sum() for hz in (400, 1000)]
     assert bands[0] == pytest.approx(bands[1], rel=0.2)
     assert not np.allclose(murmur, babble([tone(400), tone(1000, 9000)], 40000, rng), atol=0.1)
+
+
+def test_hum_lies_on_the_mains() -> None:
+    noise = hum(32000, 50.0, np.random.default_rng(0))
+    power = np.abs(np.fft.rfft(noise)) ** 2
+    assert noise.dtype == np.float32 and noise.std() == pytest.approx(1.0, abs=1e-3)
+    assert power[100 * np.arange(1, 11)].sum() > 0.999 * power.sum() and power[100] > power[1000]
+
+
+def test_clicks_are_few_and_short() -> None:
+    noise = clicks(160_000, np.random.default_rng(1))
+    loud = np.abs(noise).reshape(-1, 160).max(1) > 0.5
+    assert noise.dtype == np.float32 and len(noise) == 160_000 and noise.std() == pytest.approx(1.0, abs=1e-3)
+    assert 0.01 < loud.mean() < 0.25
+
+
+def test_a_microphone_changes_colour_and_not_time() -> None:
+    noise = colored_noise(64000, 0.0, np.random.default_rng(0))
+    out = color_by_microphone(noise, 8.0, np.random.default_rng(2))
+    before, after = (np.abs(np.fft.rfft(x))[1000:24000].reshape(23, -1).mean(1) for x in (noise, out))
+    change_db = 20 * np.log10(after / before)
+    assert 2 < np.ptp(change_db) < 17 and out.dtype == np.float32
+    assert np.correlate(out[:4000], noise[100:3900]).argmax() == 100
+
+
+@pytest.mark.parametrize(("hz", "passes"), [(100, False), (1000, True), (3000, True), (6000, False)])
+def test_a_telephone_has_its_band(hz: int, passes: bool) -> None:
+    kept = through_telephone(tone(hz))[4000:].std() / tone(hz)[4000:].std()
+    assert kept > 0.7 if passes else kept < 0.1
+    assert len(np.unique(through_telephone(tone(1000)))) <= 255
+
+
+def test_lost_packets_are_silent_and_others_whole() -> None:
+    audio = 0.1 + np.abs(tone(200, 320_000))
+    out = drop_packets(audio, 0.04, np.random.default_rng(0)).reshape(-1, 320)
+    lost = (out == 0).all(1)
+    assert np.array_equal(out[~lost], audio.reshape(-1, 320)[~lost]) and 0.02 < lost.mean() < 0.06
+
+
+def test_the_kind_of_noise_is_drawn_by_weight() -> None:
+    voice = Utterance("a", "words", "tone:a", (20000 * tone(440)).astype(np.int16), 16000, ())
+    for kind in ("colored", "babble", "hum", "clicks"):
+        config = replace(NONE, noise_weights={kind: 1.0, "clicks": 0.0} | {kind: 1.0})
+        noise = draw_noise(48000, config, [voice], np.random.default_rng(3))
+        assert noise.shape == (48000,) and noise.dtype == np.float32 and noise.std() == pytest.approx(1.0, abs=0.2)
+        if kind == "babble":
+            assert pitch(noise[:16000]) == pytest.approx(440, rel=0.01)
+    weights = {"babble": 0.999, "hum": 0.001}
+    alone = draw_noise(32000, replace(NONE, noise_weights=weights), [], np.random.default_rng(0))
+    assert min(pitch(alone[:16000]) % mains for mains in (50, 60)) < 1.5  # nobody is there to babble

@@ -11,7 +11,17 @@ from duplex.vocab import Vocab
 from train import world
 from train.augment import AugmentConfig
 from train.bank import Utterance, Word
-from train.composer import Cast, ComposerConfig, compose, insert_pause, render_agent, render_user, rest_of, unfinished_splits
+from train.composer import (
+    Cast,
+    ComposerConfig,
+    compose,
+    insert_pause,
+    render_agent,
+    render_user,
+    rest_of,
+    telling_word,
+    unfinished_splits,
+)
 from train.layout import lay_channels, token_frames
 from train.timeline import Timeline, UserTurn
 
@@ -287,6 +297,35 @@ def test_a_backchannel_lies_inside_an_answer_and_gets_none(cast: Cast) -> None:
     assert count > 20
     never = dataclasses.replace(CONFIG, backchannel_probability=0.0)
     assert all(u.kind != "backchannel" for seed in range(9) for u in compose(rich, never, PLAIN, np.random.default_rng(seed)).user)
+
+
+def test_a_word_tells_a_turn_from_a_backchannel() -> None:
+    beginnings = {("i",), ("i", "see"), ("right",)}
+    told = {text: telling_word(speech("q", text, 16000, False), beginnings) for text in ("I see", "I need it", "what is it", "Right. Stop")}
+    assert told["I see"] is None and [told[t].text for t in ("I need it", "what is it", "Right. Stop")] == ["need", "what", "Stop"]
+
+
+def test_the_agent_stops_once_the_words_tell(cast: Cast) -> None:
+    asides = [speech("b0", "what is that", 16000, False, skill="backchannel")]
+    rich = Cast([q for group in cast.by_skill.values() for q in group] + asides, dict(cast.answers))
+    config = dataclasses.replace(
+        CONFIG, long_interruption_probability=1.0, stop_frames=(3, 9), stop_after_word=(0, 1), stop_probability=0.0, pause_probability=0.0
+    )
+    seen = set()
+    for seed in range(60):
+        timeline = compose(rich, config, PLAIN, np.random.default_rng(seed))
+        for agent in timeline.agent:
+            after = followed(timeline, agent.answers)
+            if agent.interrupted and after is not None:
+                words = 3 if after.utterance.text.startswith("what is") else 1
+                told = -(-(after.start_sample + words * 4800) // FRAME)
+                onset = after.start_sample // FRAME
+                late = agent.cut_frame - told
+                assert (
+                    late in (0, 1) or agent.cut_frame - onset in (3, 9) or agent.cut_frame == agent.start_frame + len(agent.utterance.codes)
+                )
+                seen.add((words, late))
+    assert {(1, 0), (1, 1)} <= seen and any(words == 3 for words, _ in seen)
 
 
 def test_the_agent_comes_back_where_it_speaks_and_nowhere_else(cast: Cast, timelines: list[Timeline]) -> None:
