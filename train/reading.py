@@ -24,7 +24,7 @@ from train.encoder_stage import HEARD_SIL
 from train.layout import AGENT_FRAME_SAMPLES
 from train.timeline import Timeline
 
-STILL = AugmentConfig((1.0, 1.0), (0.0, 0.0), (0.0, 0.0), 0.0, (20.0, 20.0), 0.0, (0.1, 0.1), (-80.0, -80.0))
+STILL = AugmentConfig(speed=(1.0, 1.0), gain_db=(0.0, 0.0), tilt=(0.0, 0.0))
 _WORD_S, _LETTER_S, _COMMA_S = 0.09, 0.055, 0.15
 _PACES = (0.9, 3.0)
 _SILENCE_FRAMES = (3, 9)
