@@ -32,9 +32,10 @@ def step_frame(
 ) -> RowsOutput:
     """The frame loop itself: [B, input_samples] of the users to text, codes and sound of the agent, going on from both states.
 
-    `uniforms` [B, num_draws] of the model are what is left to chance; None where nothing is.
+    What is louder than full scale is clipped, as in a microphone. `uniforms` [B, num_draws] of the model are what is left to chance;
+    None where nothing is.
     """
-    out = speaker.model.step(audio, state, sampling, uniforms=uniforms)
+    out = speaker.model.step(audio.clamp(-1.0, 1.0), state, sampling, uniforms=uniforms)
     return RowsOutput(out.text, out.codes, speaker.codec.decode_step(out.codes[:, None], voice))
 
 

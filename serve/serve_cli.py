@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import ssl
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +15,7 @@ import torch
 
 from duplex.checkpoint import load_speaker
 from duplex.errors import UserError
+from serve.logs import log_to_stderr
 from serve.options import add_knobs, plain_warnings, sampling_of
 from serve.rows import check_device
 
@@ -39,7 +38,7 @@ def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
     _check(args)
     token, tls = _token(args), _tls(args)
-    logging.basicConfig(stream=sys.stderr, level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    log_to_stderr(args.log_level)
     if args.threads:
         torch.set_num_threads(args.threads)
     from serve.engine import Engine

@@ -21,6 +21,7 @@ from aiohttp import hdrs, web
 
 from serve.engine import Engine
 from serve.live_call import Limits
+from serve.logs import without_content
 from serve.metrics import exposition
 from serve.moshi import chat
 from serve.realtime import realtime
@@ -56,6 +57,7 @@ class Access:
 def build_app(engine: Engine, access: Access, limits: Limits) -> web.Application:
     """The application; `shut_down` ends it."""
     logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)  # its warnings show subprotocols, and so the token
+    logging.getLogger("aiohttp.server").addFilter(without_content)
     app = web.Application(middlewares=[_middleware(access)], client_max_size=1 << 16)
 
     async def health(request: web.Request) -> web.Response:
@@ -106,6 +108,8 @@ async def _call(request: web.Request, engine: Engine, limits: Limits) -> web.Str
     _log.info("call began: protocol=%s", request.path)
     try:
         return await _PROTOCOLS[request.path](request, engine, limits)
+    except ConnectionError:  # gone before the handshake had ended
+        return web.Response(status=400)
     finally:
         _log.info("call ended: protocol=%s seconds=%.1f active=%d", request.path, time.monotonic() - begin_s, engine.stats().num_active)
 

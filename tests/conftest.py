@@ -17,6 +17,11 @@ from duplex.vocab import Vocab
 LEVELS = (8, 6, 5, 5)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--soak FILE` runs tests/soak at full length and adds a line of JSON a promise to FILE."""
+    parser.addoption("--soak", metavar="FILE", help="run tests/soak at full length; figures are added to FILE, a line of JSON each")
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder of a tiny random model whose tokens and codes change with what it hears."""

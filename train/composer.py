@@ -73,8 +73,7 @@ class Cast:
         for question in usable:
             self.by_skill.setdefault(question.skill, []).append(question)
         self.crowd = [q for pool in self.by_skill.values() for q in pool]
-        asides = {tuple(_bare(w) for w in q.text.split()) for q in self.by_skill.get("backchannel", [])}
-        self.aside_beginnings = {aside[:i] for aside in asides for i in range(1, len(aside) + 1)}
+        self.aside_beginnings = beginnings([q.text for q in self.by_skill.get("backchannel", [])])
         self.stops = [q for q in self.by_skill.get("talk", []) if q.value == "stop"]
         by_name = {**world.SKILL_WEIGHTS, **(skill_weights or {})}
         self.skills = [s for s in by_name if s in self.by_skill and by_name[s]]
@@ -211,6 +210,12 @@ def _answer(cast: Cast, question: Utterance, memory: _Memory) -> Utterance | Non
     if question.skill == "go_on":
         return memory.rest
     return cast.answer(question.answer or "")
+
+
+def beginnings(texts: list[str]) -> set[tuple[str, ...]]:
+    """Every beginning of these texts, whole ones too, as bare words."""
+    spoken = {tuple(_bare(w) for w in text.split()) for text in texts}
+    return {words[:i] for words in spoken for i in range(1, len(words) + 1)}
 
 
 def telling_word(utterance: Utterance, beginnings: set[tuple[str, ...]]) -> Word | None:

@@ -10,7 +10,6 @@ from typing import Literal
 import lightning
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from duplex.channels import code_digits
@@ -28,6 +27,7 @@ from train.pretrained import load_encoder
 from train.reading import recognized
 from train.schedule import warmup_cosine, warmup_inverse_sqrt
 from train.sharding import shard, unsharded
+from train.sources import read_checkpoint, read_tensors
 
 
 @dataclass(frozen=True)
@@ -271,11 +271,14 @@ def stage_weights(path: str, prefix: str) -> dict[str, Tensor]:
     Args:
         path: A Lightning checkpoint, or a checkpoint folder that `duplex export` wrote.
         prefix: Where a Lightning checkpoint has them, `model.` for one.
+
+    Raises:
+        UserError: the file is missing or damaged.
     """
     if Path(path).is_dir():
-        tensors = load_file(Path(path) / "model.safetensors")
+        tensors = read_tensors(Path(path) / "model.safetensors")
         return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
-    saved = torch.load(path, map_location="cpu", weights_only=True)
+    saved = read_checkpoint(path)
     weights = unsharded({k.removeprefix(prefix): v for k, v in saved["state_dict"].items() if k.startswith(prefix)})
     return merge_adapters(weights, saved["lora_scale"]) if "lora_scale" in saved else weights
 

@@ -24,6 +24,7 @@ from train.loader import StepLoader, batch_generator
 from train.precision import autocast
 from train.pretrained import load_encoder, whisper_encoder_weights
 from train.schedule import warmup_cosine
+from train.sources import read_checkpoint
 from train.timeline import USER_FRAME_SAMPLES, Timeline, UserTurn
 
 ALIGN_DELAY_S = 0.1
@@ -237,7 +238,7 @@ class EncoderStage(lightning.LightningModule):
         if self.init_from and Path(self.init_from).is_dir():
             load_encoder(self.encoder, self.config, self.init_from)
         elif self.init_from:
-            self.load_state_dict(torch.load(self.init_from, map_location="cpu", weights_only=True)["state_dict"])
+            self.load_state_dict(read_checkpoint(self.init_from)["state_dict"])
 
     def configure_optimizers(self):
         """AdamW and a cosine by step."""

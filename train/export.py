@@ -15,6 +15,7 @@ from duplex.errors import UserError
 from duplex.model import DuplexModel
 from duplex.vocab import Vocab
 from train.dialogue_stage import stage_weights
+from train.sources import read_checkpoint
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
@@ -45,7 +46,7 @@ def export_model(checkpoint: str, folder: str, codec_dir: str, tokenizer: str, d
 
 
 def _saved(checkpoint: str, key: str, what: str, stage: str) -> dict:
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True).get(key)
+    saved = read_checkpoint(checkpoint).get(key)
     if saved is None:
         raise UserError(f"{checkpoint} holds no {what}; give the last.ckpt of a {stage} stage, and --kind model or codec to match")
     return saved
@@ -61,8 +62,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tokenizer", help="tokenizer.json (model only)", default="runs/pocket/tokenizer.json")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="float16")
     args = parser.parse_args(argv)
-    if not Path(args.checkpoint).is_file():
-        raise UserError(f"there is no checkpoint {args.checkpoint}; give the path of a .ckpt file that `duplex train fit` wrote")
     if args.kind == "codec":
         export_codec(args.checkpoint, args.folder, DTYPES[args.dtype])
     else:

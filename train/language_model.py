@@ -11,13 +11,13 @@ import torch
 import yaml
 from torch import Size, Tensor, nn
 
-from codec.checkpoint import read_config
+from codec.checkpoint import read_config, write_files
 from duplex.backbone import Backbone
 from duplex.config import BackboneConfig
 from duplex.errors import UserError
 from duplex.model import DuplexModel
 from duplex.vocab import AdoptedVocab, Vocab
-from train.sources import check_fit, find_source, read_tensors, write_tensors
+from train.sources import check_fit, find_source, read_tensors, tensor_bytes
 
 FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "special_tokens_map.json")
 _ROPE_KEYS = {
@@ -69,10 +69,14 @@ def read_language_model(source: str) -> LanguageModel:
 def save_language_model(language: LanguageModel, folder: str | Path) -> None:
     """Write `config.yaml`, `model.safetensors` and `tokenizer.json`."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(language.tensors, folder / "model.safetensors")
-    language.vocab.save(folder / "tokenizer.json")
-    (folder / "config.yaml").write_text(yaml.safe_dump({"format": FORMAT, **dataclasses.asdict(language.config)}, sort_keys=False))
+    config = yaml.safe_dump({"format": FORMAT, **dataclasses.asdict(language.config)}, sort_keys=False)
+    write_files(
+        {
+            folder / "model.safetensors": tensor_bytes(language.tensors),
+            folder / "config.yaml": config.encode(),
+            folder / "tokenizer.json": language.vocab.tokenizer.to_str(pretty=True).encode(),
+        }
+    )
 
 
 def load_language_model(folder: str | Path) -> LanguageModel:

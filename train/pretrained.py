@@ -11,11 +11,11 @@ import torch
 import yaml
 from torch import Tensor
 
-from codec.checkpoint import build_config, read_yaml
+from codec.checkpoint import build_config, read_yaml, write_files
 from duplex.config import EncoderConfig
 from duplex.encoder import Encoder
 from duplex.errors import UserError
-from train.sources import check_fit, package_folder, read_tensors, write_tensors
+from train.sources import check_fit, package_folder, read_tensors, tensor_bytes
 
 ENCODER_FORMAT = "duplex-encoder-1"
 _CT2_DTYPES = {0: np.float32, 4: np.float16}
@@ -35,10 +35,8 @@ _CT2_LAYER = {
 
 def save_encoder(encoder: Encoder, config: EncoderConfig, folder: str | Path) -> None:
     """Write `config.yaml` and `model.safetensors`."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(encoder.state_dict(), folder / "model.safetensors")
-    (folder / "config.yaml").write_text(yaml.safe_dump({"format": ENCODER_FORMAT, **dataclasses.asdict(config)}, sort_keys=False))
+    data = yaml.safe_dump({"format": ENCODER_FORMAT, **dataclasses.asdict(config)}, sort_keys=False)
+    write_files({Path(folder) / "model.safetensors": tensor_bytes(encoder.state_dict()), Path(folder) / "config.yaml": data.encode()})
 
 
 def load_encoder(encoder: Encoder, config: EncoderConfig, folder: str | Path) -> None:

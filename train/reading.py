@@ -19,7 +19,7 @@ from duplex.vocab import Vocab
 from train import world
 from train.augment import AugmentConfig
 from train.bank import AGENT_HZ, USER_HZ, Utterance, Word
-from train.composer import Cast, ComposerConfig, compose
+from train.composer import Cast, ComposerConfig, beginnings, compose
 from train.encoder_stage import HEARD_SIL
 from train.layout import AGENT_FRAME_SAMPLES
 from train.timeline import Timeline
@@ -75,6 +75,7 @@ class WrittenCast(Cast):
         self.vocab, self.phrases, self.num_codebooks, self.pace = vocab, phrases, num_codebooks, 1.0
         by_name = {**world.SKILL_WEIGHTS, **(skill_weights or {})}
         self.skills, self.weights = list(by_name), list(by_name.values())
+        self.aside_beginnings = beginnings(world.phrasings("backchannel", "train"))
         stops = world.fixed_questions(world.skills()["talk"]["stop"]["ask"], "train")
         answer = world.skills()["talk"]["stop"]["answer"]
         self.stops = [written_question(world.Exchange("talk", text, answer, "stop"), vocab, 1.0) for text in stops]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save
 from torch import Size, Tensor
 
@@ -66,11 +66,24 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is damaged ({error}); download or import it again") from error
 
 
-def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file, whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_bytes(save({name: value.contiguous() for name, value in tensors.items()}))
-    os.replace(part, path)
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """The contents of a safetensors file."""
+    return save({name: value.contiguous() for name, value in tensors.items()})
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """What a Lightning checkpoint holds.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"there is no checkpoint {path}; give the path of a .ckpt file that `duplex train fit` wrote")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds, by where the damage is
+        reason = str(error).split("\n")[0].split(". ")[0]
+        raise UserError(f"{path} is damaged ({reason}); give another checkpoint, or train this stage again") from error
 
 
 def check_fit(where: object, given: Mapping[str, Tensor], expected: Mapping[str, Size]) -> None:

@@ -12,8 +12,12 @@ import multiprocessing
 import os
 import random
 import shutil
+import threading
 import zlib
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +25,21 @@ import soxr
 
 from duplex.errors import UserError
 from train import corpus, world
-from train.bank import AGENT_HZ, USER_HZ, Utterance, check_part, done_shards, mark_done, read_shard, shard_files
+from train.bank import (
+    AGENT_HZ,
+    USER_HZ,
+    Utterance,
+    check_part,
+    done_shards,
+    drop_time,
+    mark_done,
+    read_json,
+    read_shard,
+    shard_files,
+    verify_shard,
+    write_json,
+    writing,
+)
 from train.voices import Speech, load_engine
 
 SHARD_SIZE = 500
@@ -195,6 +213,7 @@ def _build_shard(folder: Path, index: int, tasks: list[Task], rate_hz: int, engi
                 writer.write(cut)
     files = shard_files(folder, index)
     files["codes"].unlink(missing_ok=True)  # codes of an earlier build
+    drop_time(next(work.glob("cuts*")))
     os.replace(next(work.glob("cuts*")), files["cuts"])
     os.replace(next(work.glob("recording*")), files["recording"])
     shutil.rmtree(work)
@@ -204,38 +223,52 @@ def _build_shard(folder: Path, index: int, tasks: list[Task], rate_hz: int, engi
 def _work(folder: Path, tasks: list[Task], shards: list[int], rate_hz: int) -> None:
     engines: dict = {}
     for index in shards:
-        _build_shard(folder, index, tasks[index * SHARD_SIZE : (index + 1) * SHARD_SIZE], rate_hz, engines)
+        try:
+            with writing(folder):
+                _build_shard(folder, index, tasks[index * SHARD_SIZE : (index + 1) * SHARD_SIZE], rate_hz, engines)
+        finally:
+            shutil.rmtree(folder / f".work-{index:06d}", ignore_errors=True)
         print(f"{folder.name}: shard {index} done ({len(done_shards(folder))} of {-(-len(tasks) // SHARD_SIZE)})", flush=True)
+
+
+def _end_with_parent() -> None:
+    """In a worker: end when the process that started it does, so that a run that is taken up again has the folder to itself."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
 
 
 def build_part(part: PartConfig, config: SynthConfig, num_workers: int) -> None:
     """Build what is missing of one part.
 
     Raises:
-        UserError: the folder holds another plan.
+        UserError: the folder holds another plan, or cannot be written, or a worker was killed.
     """
     tasks = plan_part(part, config)
     folder = Path(config.bank) / part.name
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256("".join(json.dumps(asdict(t)) for t in tasks).encode()).hexdigest()
     num_shards = -(-len(tasks) // SHARD_SIZE)
     plan = folder / "plan.json"
-    if plan.exists() and json.loads(plan.read_text())["digest"] != digest:
+    if plan.exists() and read_json(plan, "delete it and run the same command again").get("digest") != digest:
         raise UserError(f"{folder} was begun with another plan; delete it or give the part another name")
-    plan.write_text(json.dumps({"digest": digest, "num_shards": num_shards, "num_sentences": len(tasks), "part": asdict(part)}))
+    write_json(plan, {"digest": digest, "num_shards": num_shards, "num_sentences": len(tasks), "part": asdict(part)})
     missing = sorted(set(range(num_shards)) - set(done_shards(folder)))
     rate_hz = AGENT_HZ if part.role == "agent" else USER_HZ
-    if num_workers <= 1:
+    if num_workers <= 1 or len(missing) <= 1:
         _work(folder, tasks, missing, rate_hz)
         return
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_work, args=(folder, tasks, missing[i::num_workers], rate_hz)) for i in range(num_workers)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    if any(worker.exitcode for worker in workers):
-        raise UserError(f"a worker failed while building {folder}; see its message above, then run the same command again")
+    try:
+        with ProcessPoolExecutor(num_workers, context, _end_with_parent) as workers:
+            futures = [workers.submit(_work, folder, tasks, missing[i::num_workers], rate_hz) for i in range(num_workers)]
+            for future in futures:
+                future.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"a worker was killed while building {folder}, perhaps for want of memory; run the same command again, with fewer --workers"
+        ) from error
 
 
 def _at_rate(utterance: Utterance, rate_hz: int) -> np.ndarray:
