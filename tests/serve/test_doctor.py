@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -79,4 +80,43 @@ def test_no_torchaudio_is_fine(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     monkeypatch.setattr(doctor, "torchaudio_folder", lambda: None)
     monkeypatch.setattr(doctor, "probe", lambda code: doctor.Probe("", ""))
     doctor.main([])
-    assert capsys.readouterr().out.endswith("all is well\n")
+    out = capsys.readouterr().out
+    assert out.endswith("all is well\n")
+    assert [line.split()[0] for line in out.splitlines()[-6:-1]] == ["accelerator", "microphone", "weights", "step", "port"]
+
+
+def test_the_packaged_weights_are_those_that_were_summed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.check_weights(doctor.WEIGHTS) == "5 files, as shipped"
+    summed = {line.split(maxsplit=1)[1] for line in (doctor.WEIGHTS / "SHA256SUMS").read_text().splitlines()}
+    assert summed == {str(p.relative_to(doctor.WEIGHTS)) for p in doctor.WEIGHTS.rglob("*") if p.is_file() and p.name != "SHA256SUMS"}
+
+
+def test_other_weights_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("good")
+    (tmp_path / "SHA256SUMS").write_text("770e607624d689265ca6c44884d0807d9b054d23c473c106c72be9de08b7376c  a\n")
+    assert doctor.check_weights(tmp_path) == "1 files, as shipped"
+    (tmp_path / "a").write_text("bad")
+    with pytest.raises(UserError, match="a differs from what was shipped"):
+        doctor.check_weights(tmp_path)
+    (tmp_path / "a").unlink()
+    with pytest.raises(UserError, match="a is missing"):
+        doctor.check_weights(tmp_path)
+
+
+def test_a_port_that_is_taken_is_said() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert "cannot be opened" in doctor.port_state(port)
+    assert doctor.port_state(port) == f"{port} is free for `duplex serve`"
+
+
+def test_a_slow_machine_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(doctor.time, "perf_counter", lambda: next(ticks) * 0.07)
+    assert doctor.step_speed() == (
+        "70.0 ms, nine of ten under 70.0 ms, of 80 ms: too slow to be live now; close what else runs, or give --device cuda"
+    )
+    monkeypatch.setattr(doctor.time, "perf_counter", lambda: next(ticks) * 0.01)
+    assert "fast enough to be live" in doctor.step_speed()
