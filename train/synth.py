@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import soxr
 
+from codec.base import AudioCodec
 from duplex.errors import UserError
 from train import corpus, world
 from train.bank import (
@@ -206,8 +207,6 @@ def _build_shard(folder: Path, index: int, tasks: list[Task], rate_hz: int, engi
     with SharWriter(str(work), fields={"recording": "flac"}, shard_size=None, warn_unused_fields=False) as writer:
         for task in tasks:
             engine, _, voice = task.voice.partition(":")
-            if engine not in engines:
-                engines[engine] = load_engine(engine)
             cut = _speak(task, engines[engine].synthesize(task.text, voice, task.speed), rate_hz)
             if cut is not None:
                 writer.write(cut)
@@ -278,11 +277,12 @@ def _at_rate(utterance: Utterance, rate_hz: int) -> np.ndarray:
 
 
 def encode_part(folder: Path, codec_dir: str) -> None:
-    """Add the codec's codes to every shard of an agent part, beside the audio."""
-    import torch
-    from lhotse.array import Array, TemporalArray
-    from lhotse.shar import ArrayTarWriter
+    """Add the codec's codes to every shard of an agent part, beside the audio.
 
+    Raises:
+        UserError: the part is not whole, a file of it differs from its checksum, or the folder cannot be written.
+        CheckpointError: the codec is missing or damaged.
+    """
     from codec.checkpoint import load_codec
 
     codec = load_codec(codec_dir)
@@ -290,30 +290,44 @@ def encode_part(folder: Path, codec_dir: str) -> None:
     digest = f"{zlib.crc32(b''.join(p.detach().numpy().tobytes() for p in codec.encoder_parameters())):08x}"
     stamp = folder / "codes.json"
     whole = all(shard_files(folder, index)["codes"].exists() for index in range(meta["num_shards"]))
-    if whole and stamp.exists() and json.loads(stamp.read_text())["encoder"] == digest:
+    if whole and stamp.exists() and read_json(stamp, "delete it and run the same command again").get("encoder") == digest:
         return
+    stamp.unlink(missing_ok=True)  # until all codes are of this codec
     for index in range(meta["num_shards"]):
-        files = shard_files(folder, index)
-        utterances = list(read_shard(files, ("recording",)))
-        order = sorted(range(len(utterances)), key=lambda i: utterances[i].num_samples)
-        codes: dict[int, np.ndarray] = {}
-        for batch in (order[i : i + 16] for i in range(0, len(order), 16)):
-            pieces = [_at_rate(utterances[i], codec.config.sample_rate_hz) for i in batch]
-            frames = [-(-len(piece) // codec.config.frame_samples) + 1 for piece in pieces]
-            audio = np.zeros((len(batch), max(frames) * codec.config.frame_samples), np.float32)
-            for row, piece in enumerate(pieces):
-                audio[row, : len(piece)] = piece
-            with torch.inference_mode():
-                result = codec.encode(torch.from_numpy(audio)).numpy()  # [B, T, K]
-            for row, i in enumerate(batch):
-                codes[i] = result[row, : frames[row]].astype(np.int16)
-        work = folder / f".codes-{index:06d}"
-        work.mkdir(exist_ok=True)
-        with ArrayTarWriter(str(work / "codes.tar"), shard_size=None, compression="numpy") as writer:
-            for i, u in enumerate(utterances):
-                array = Array("memory_raw", "", "", list(codes[i].shape))
-                writer.write(u.id, codes[i], TemporalArray(array, 0, 0.08, 0.0))
-        os.replace(next(work.glob("codes*")), files["codes"])
-        shutil.rmtree(work)
-        mark_done(folder, index)
-    stamp.write_text(json.dumps({"encoder": digest}))
+        verify_shard(folder, index, ("cuts", "recording"))
+        try:
+            with writing(folder):
+                _encode_shard(folder, index, codec)
+        finally:
+            shutil.rmtree(folder / f".codes-{index:06d}", ignore_errors=True)
+    write_json(stamp, {"encoder": digest})
+
+
+def _encode_shard(folder: Path, index: int, codec: AudioCodec) -> None:
+    import torch
+    from lhotse.array import Array, TemporalArray
+    from lhotse.shar import ArrayTarWriter
+
+    files = shard_files(folder, index)
+    utterances = list(read_shard(files, ("recording",)))
+    order = sorted(range(len(utterances)), key=lambda i: utterances[i].num_samples)
+    codes: dict[int, np.ndarray] = {}
+    for batch in (order[i : i + 16] for i in range(0, len(order), 16)):
+        pieces = [_at_rate(utterances[i], codec.config.sample_rate_hz) for i in batch]
+        frames = [-(-len(piece) // codec.config.frame_samples) + 1 for piece in pieces]
+        audio = np.zeros((len(batch), max(frames) * codec.config.frame_samples), np.float32)
+        for row, piece in enumerate(pieces):
+            audio[row, : len(piece)] = piece
+        with torch.inference_mode():
+            result = codec.encode(torch.from_numpy(audio)).numpy()  # [B, T, K]
+        for row, i in enumerate(batch):
+            codes[i] = result[row, : frames[row]].astype(np.int16)
+    work = folder / f".codes-{index:06d}"
+    work.mkdir(exist_ok=True)
+    with ArrayTarWriter(str(work / "codes.tar"), shard_size=None, compression="numpy") as writer:
+        for i, u in enumerate(utterances):
+            array = Array("memory_raw", "", "", list(codes[i].shape))
+            writer.write(u.id, codes[i], TemporalArray(array, 0, 0.08, 0.0))
+    os.replace(next(work.glob("codes*")), files["codes"])
+    shutil.rmtree(work)
+    mark_done(folder, index)
