@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from duplex.sampling import Sampling
     from eval.suites import Run, SuiteRun
 
-SUITES_HELP = "answers, turns, impatient, listening, backchannel, noise, echo, long, fdb, codec, or a scenario file (.yaml)"
+SUITES_HELP = "answers, turns, impatient, listening, backchannel, noise, echo, long, fdb, codec, hearing, or a scenario file (.yaml)"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -34,6 +34,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=1, help="of scenarios, sampling and intervals (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("eval-report"), help="report folder (default: %(default)s)")
     parser.add_argument("--bank", type=Path, default=Path("data/bank"), help="utterance bank (default: %(default)s)")
+    parser.add_argument(
+        "--recordings", type=Path, metavar="DIR", help="hearing: audio files and transcripts.txt (default: the bank's questions)"
+    )
     parser.add_argument("--split", default="test", help="test or val (default: %(default)s)")
     parser.add_argument("--batch", type=int, help="conversations run at once (default: 16, and 1 for a server)")
     parser.add_argument("--token", help="sent to a server as a bearer token")
@@ -62,15 +65,17 @@ def main(argv: list[str]) -> None:
     from eval.sweep import parse_sweep, run_sweep
 
     sweep = parse_sweep(args.sweep)
-    if sampling_of(args).has_knobs or "codec" in args.suites:
-        raise UserError("--sweep sets the knobs itself, of suites of conversations; leave out --eagerness, --yielding and codec")
+    if sampling_of(args).has_knobs or set(_PARTS) & set(args.suites):
+        raise UserError(
+            f"--sweep sets the knobs itself, of suites of conversations; leave out --eagerness, --yielding, {' and '.join(_PARTS)}"
+        )
     run_sweep(sweep, lambda sampling, name: _measure(args, sampling, args.out / name), args.out)
 
 
 def _check(args: argparse.Namespace) -> None:
     from eval.scenarios import BUILDERS
 
-    known = (*BUILDERS, "long", "fdb", "codec")
+    known = (*BUILDERS, "long", "fdb", *_PARTS)
     for suite in args.suites:
         if suite not in known and not suite.endswith((".yaml", ".yml")):
             raise UserError(f"suite {suite!r} is unknown; use one or more of {', '.join(known)}, or a scenario file that ends in .yaml")
@@ -91,8 +96,8 @@ def _measure(args: argparse.Namespace, sampling: Sampling, out: Path) -> list[di
     from eval.systems import load_system
 
     suites = list(dict.fromkeys(args.suites))
-    runs = [_codec(args)] if "codec" in suites else []
-    suites = [suite for suite in suites if suite != "codec"]
+    runs = [measure(args) for part, measure in _PARTS.items() if part in suites]
+    suites = [suite for suite in suites if suite not in _PARTS]
     stores: list[Store] = []
     if suites:
         pool = load_pool(args.bank, args.split)
@@ -154,7 +159,7 @@ def _compare(first: Path, second: Path, seed: int) -> None:
         print(json.dumps(result))
 
 
-def _codec(args: argparse.Namespace):
+def _codec(args: argparse.Namespace) -> SuiteRun:
     from duplex.checkpoint import load_speaker
     from eval.codec_quality import dnsmos_overall, held_out_sentences, run_codec_suite
     from train.asr import WhisperAsr
@@ -163,6 +168,21 @@ def _codec(args: argparse.Namespace):
     codec = load_speaker(args.system).codec
     with _progress("codec", len(sentences)) as done:
         return run_codec_suite(codec, args.system, sentences, WhisperAsr(), dnsmos_overall, args.seed, done)
+
+
+def _hearing(args: argparse.Namespace) -> SuiteRun:
+    from duplex.checkpoint import load_speaker
+    from eval.hearing import read_recordings, recordings_of, run_hearing
+    from eval.scenarios import load_pool
+    from train.asr import WhisperAsr
+
+    recordings = read_recordings(args.recordings, args.n) if args.recordings else recordings_of(load_pool(args.bank, args.split), args.n)
+    encoder = load_speaker(args.system).model.encoder
+    with _progress("hearing", len(recordings)) as done:
+        return run_hearing(encoder, args.system, recordings, WhisperAsr(), args.seed, done)
+
+
+_PARTS = {"codec": _codec, "hearing": _hearing}  # suites of a part of the model
 
 
 def _finish(runs: list, out: Path) -> None:

@@ -20,6 +20,7 @@ from train.bank import USER_HZ, Utterance
 
 FRAME_SAMPLES = 1280
 NOISE_FLOOR_DB = -70.0
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,9 @@ class Draft:
         """Render with a noise floor, in whole frames."""
         num_frames = -(-self.position // FRAME_SAMPLES)
         noise = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        audio = noise.normal(0.0, 10 ** (NOISE_FLOOR_DB / 20), num_frames * FRAME_SAMPLES).astype(np.float32)
+        audio = np.empty(num_frames * FRAME_SAMPLES, np.float32)
+        for piece in np.split(audio, range(_PIECE, len(audio), _PIECE)):  # an hour as float64 would need twice the memory
+            piece[:] = noise.normal(0.0, 10 ** (NOISE_FLOOR_DB / 20), len(piece))
         for start, piece in self.pieces:
             audio[start : start + len(piece)] += piece
-        return Scenario(name, np.clip(audio, -1.0, 1.0), tuple(self.turns), seed)
+        return Scenario(name, np.clip(audio, -1.0, 1.0, out=audio), tuple(self.turns), seed)

@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from codec.plain import one_line, parse_yaml, shown
 from duplex.errors import UserError
 from eval.draft import Draft, Scenario
 from eval.scenarios import TAIL_S, key_of, over_noise, tail_s
 from eval.text import normalize
 from train.augment import colored_noise
 from train.bank import USER_HZ, Utterance
+from train.cut_files import read_recording
 
 AFTER_S = 0.7
-MAX_S = 3600.0
+MAX_S = 3600.0  # of all conversations of a file
+_MAX_NOISY_S = 900.0
+_MAX_ID_CHARS = 100
 _CONVERSATION = {"id", "voice", "snr_db", "tail_s", "turns"}
 _TURN = {"say", "wav", "voice", "after_s", "at_s", "pause", "answer", "key", "exact", "interrupts", "backchannel", "scored"}
 _PAUSE = {"at_s", "for_s"}
@@ -42,18 +45,21 @@ def read_scenarios(path: Path, pool: Sequence[Utterance], seed: int) -> list[Sce
         UserError: the file cannot be read, a key is unknown or missing, a time is impossible, or the bank has no such voice or sentence.
     """
     try:
-        data = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        problem = getattr(error, "strerror", None) or " ".join(str(error).split())
+        data = parse_yaml(path.read_bytes())
+    except (OSError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or one_line(error)
         raise UserError(f"{path} cannot be read as a scenario file ({problem}); see eval/example.yaml") from error
     _keys(path, "the file", data, {"conversations"})
     conversations = data.get("conversations")
     if not isinstance(conversations, list) or not conversations:
         raise UserError(f"{path}: 'conversations' must be a list with at least one conversation; see eval/example.yaml")
     built: list[Scenario] = []
+    left_s = MAX_S
     for i, conversation in enumerate(conversations):
-        name = conversation.get("id", i + 1) if isinstance(conversation, dict) else i + 1
-        built.append(_Reader(path, f"conversation {name}", pool).read(conversation, f"{path.stem.replace('-', '_')}-{name}", seed))
+        name = one_line(conversation.get("id", i + 1) if isinstance(conversation, dict) else i + 1, _MAX_ID_CHARS)
+        reader = _Reader(path, f"conversation {name}", pool, left_s)
+        built.append(reader.read(conversation, f"{path.stem.replace('-', '_')}-{name}", seed))
+        left_s -= built[-1].duration_s
     if len({scenario.id for scenario in built}) < len(built):
         raise UserError(f"{path}: two conversations have the same id; give each its own")
     return built
@@ -62,8 +68,8 @@ def read_scenarios(path: Path, pool: Sequence[Utterance], seed: int) -> list[Sce
 class _Reader:
     """Reads one conversation; every complaint names the file and the place."""
 
-    def __init__(self, path: Path, where: str, pool: Sequence[Utterance]) -> None:
-        self._path, self._where, self._pool = path, where, pool
+    def __init__(self, path: Path, where: str, pool: Sequence[Utterance], left_s: float) -> None:
+        self._path, self._where, self._pool, self._left_s = path, where, pool, left_s
 
     def read(self, data: Any, name: str, seed: int) -> Scenario:
         conversation, where = data, self._where
@@ -78,16 +84,23 @@ class _Reader:
             following = turns[i + 1] if i + 1 < len(turns) and isinstance(turns[i + 1], dict) else {}
             cut = any(following.get(name) for name in ("interrupts", "backchannel"))
             self._turn(draft, turn, conversation.get("voice"), cut)
+            self._check_length(draft, self._left_s)
         self._where = where
         last = draft.turns[-1]
         draft.wait(self._number(conversation, "tail_s", max(TAIL_S, tail_s(last.answer)), 0.0, MAX_S))
-        if draft.position > MAX_S * USER_HZ:
-            raise self._error(f"it lasts {draft.position / USER_HZ:.0f} s; a conversation may last {MAX_S:.0f} s")
+        self._check_length(draft, self._left_s)
+        if "snr_db" in conversation:
+            self._check_length(draft, _MAX_NOISY_S, " over noise")
         scenario = draft.finish(name, seed)
         if "snr_db" not in conversation:
             return scenario
         noise = colored_noise(len(scenario.audio), 1.0, np.random.default_rng(seed))
         return over_noise(scenario, noise, round(self._number(conversation, "snr_db", 0.0, -20.0, 60.0)))
+
+    def _check_length(self, draft: Draft, max_s: float, kind: str = "") -> None:
+        if draft.position > max_s * USER_HZ:
+            most = f"{_MAX_NOISY_S:.0f} s" if kind else f"{MAX_S:.0f} s, and all of a file together no more"
+            raise self._error(f"it lasts {draft.position / USER_HZ:.0f} s; a conversation{kind} may last {most}")
 
     def _turn(self, draft: Draft, turn: dict, voice: str | None, interrupted: bool) -> None:
         utterance = self._utterance(turn, turn.get("voice", voice))
@@ -99,7 +112,7 @@ class _Reader:
         answer = "" if backchannel else str(turn.get("answer", utterance.answer or ""))
         key = str(turn["key"]) if "key" in turn else key_of(utterance) if "answer" not in turn else ""
         if key and not normalize(answer).endswith(normalize(key)):
-            raise self._error(f"the answer {answer!r} does not end in its key {key!r}")
+            raise self._error(f"the answer {shown(answer)} does not end in its key {shown(key)}")
         flags: dict[str, Any] = {"over": before if interrupts or backchannel else "", "backchannel": backchannel}
         flags["scored"] = self._flag(turn, "scored", bool(answer) and not interrupted)
         flags["exact"] = self._flag(turn, "exact", utterance.skill == "repeat")
@@ -135,23 +148,23 @@ class _Reader:
             return _recording(self._path.parent / str(turn["wav"]), self._error)
         voices = sorted({u.voice for u in self._pool})
         if voice not in voices:
-            raise self._error(f"voice {voice!r} is not in the bank, which has {', '.join(voices)}")
+            raise self._error(f"voice {shown(voice)} is not in the bank, which has {', '.join(voices)}")
         texts = {normalize(u.text): u for u in self._pool if u.voice == voice}
         wanted = normalize(str(turn["say"]))
         if wanted not in texts:
             near = difflib.get_close_matches(wanted, texts, 1, 0.0)[0]
-            raise self._error(f"voice {voice} does not say {turn['say']!r} in the bank; the nearest it says is {texts[near].text!r}")
+            raise self._error(f"voice {voice} does not say {shown(turn['say'])} in the bank; the nearest it says is {texts[near].text!r}")
         return texts[wanted]
 
     def _number(self, data: dict, name: str, default: float, low: float, high: float) -> float:
         value = data.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
-            raise self._error(f"{name!r} is {value!r}; give a number from {low:g} to {high:.4g}")
+            raise self._error(f"{name!r} is {shown(value)}; give a number from {low:g} to {high:.4g}")
         return float(value)
 
     def _flag(self, data: dict, name: str, default: bool) -> bool:
         if not isinstance(value := data.get(name, default), bool):
-            raise self._error(f"{name!r} is {value!r}; give true or false")
+            raise self._error(f"{name!r} is {shown(value)}; give true or false")
         return value
 
     def _error(self, problem: str) -> UserError:
@@ -163,17 +176,18 @@ def _keys(path: Path, where: str, data: Any, allowed: set[str]) -> None:
         raise UserError(f"{path}, {where}: here is {type(data).__name__} where keys are expected: {', '.join(sorted(allowed))}")
     unknown = [key for key in data if key not in allowed]
     if unknown:
-        raise UserError(f"{path}, {where}: unknown key {unknown[0]!r}; the keys are {', '.join(sorted(allowed))}")
+        raise UserError(f"{path}, {where}: unknown key {shown(unknown[0])}; the keys are {', '.join(sorted(allowed))}")
 
 
 def _recording(path: Path, error: Any) -> Utterance:
-    import soundfile
     import soxr
 
     try:
-        audio, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, soundfile.LibsndfileError) as problem:
-        raise error(f"{path} cannot be read as audio ({problem})") from problem
+        audio, rate_hz = read_recording(path)
+    except ValueError as problem:
+        raise error(f"{path} cannot be read as audio ({one_line(problem)}); give a WAV, FLAC or OGG file") from problem
+    if not USER_HZ // 4 <= rate_hz <= 192_000 or len(audio) > MAX_S * rate_hz:
+        raise error(f"{path} lasts {len(audio) / rate_hz:.0f} s at {rate_hz} Hz; give at most {MAX_S:.0f} s at 4000 to 192000 Hz")
     samples = soxr.resample(audio.mean(1), rate_hz, USER_HZ)
     if len(samples) < USER_HZ // 10 or not np.isfinite(samples).all():
         raise error(f"{path} is shorter than 0.1 s or not finite; give a recording of speech")
