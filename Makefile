@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 BASE := $(VENV)/.base-torch-$(TORCH)
 FULL := $(VENV)/.full-torch-$(TORCH)
 
-.PHONY: talk test lint venv weights
+.PHONY: talk test lint audit soak venv weights
 .DELETE_ON_ERROR:
 
 talk: $(BASE)
@@ -28,6 +28,18 @@ lint: $(FULL)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# That what is installed fits together; then, for the reader, what is publicly known against it (where the index can be asked).
+audit: $(FULL)
+	$(BIN)/python -m pip check
+	-$(BIN)/python -m pip_audit --progress-spinner off
+
+# README's promises at full length, about three hours on a quiet machine with a bank; figures are added to soak.jsonl.
+soak: $(FULL)
+	$(BIN)/python -m pytest tests/soak --soak soak.jsonl
+	$(BIN)/python -m pytest -m slow tests/serve/test_protocols.py tests/serve/test_moshi.py -k "wild or sequences"
+	$(BIN)/duplex eval long --minutes 60 --out soak-long
+	$(BIN)/duplex bench live --callers 4 --minutes 30 --threads 1 --bank data/bank
 
 venv: $(FULL)
 
