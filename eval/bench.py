@@ -1,4 +1,4 @@
-"""`duplex bench step|sessions|live|codec`: how long a frame takes, where the time goes, and the floor that memory sets."""
+"""`duplex bench step|sessions|live|codec|train`: how long a frame takes, where the time goes, and the floor that memory sets."""
 
 from __future__ import annotations
 
@@ -195,24 +195,31 @@ def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
     check_device(args.device)
     threads = (1 if args.what == "codec" else 2) if args.threads is None else args.threads
-    steps = (200 if args.what == "sessions" else 500) if args.steps is None else args.steps
-    if min(args.batch, steps, threads, *args.sessions) < 1 or (args.context is not None and args.context < 1):
+    steps = {"sessions": 200, "train": 10}.get(args.what, 500) if args.steps is None else args.steps
+    if min(args.batch, steps, threads, args.frames, *args.sessions) < 1 or (args.context is not None and args.context < 1):
         given = f"--batch {args.batch}, --steps {args.steps}, --threads {threads}, --sessions {args.sessions}, --context {args.context}"
         raise UserError(f"{given}: each must be at least 1")
     torch.set_num_threads(threads)
     dtype = DTYPES[args.dtype]
     setting = {"bench": args.what, "preset": _name(args.preset), "device": _device(torch.device(args.device)), "dtype": args.dtype}
     speaker = load(args.preset, args.device, dtype, args.context)
-    if args.what == "live":
+    if args.what == "train":
+        from eval.bench_train import bench_train, print_train
+
+        result = {**setting, "threads": threads, "steps": steps, **bench_train(speaker.model.config, speaker.device, args, steps)}
+        print_train(result)
+    elif args.what == "live":
         from eval.bench_live import live_result, print_live
 
         result = {**setting, "threads": threads, **live_result(speaker, args)}
         print_live(result)
     elif args.what == "sessions":
-        from eval.bench_sessions import bench_sessions, print_sessions
+        from eval.bench_sessions import bench_sessions, plot_sessions, print_sessions
 
         result = {**setting, "threads": threads, "steps": steps, **bench_sessions(speaker, sorted(set(args.sessions)), steps)}
         print_sessions(result)
+        if args.plot:
+            plot_sessions(result, args.plot)
     else:
         bench = {"step": bench_step, "codec": bench_codec}[args.what]
         result = {**setting, "batch": args.batch, "threads": threads, "steps": steps, **bench(speaker, args.batch, steps)}
@@ -263,8 +270,8 @@ def _sizes(text: str) -> list[int]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="duplex bench", description="Measure speed: a table, then one line of JSON.")
-    what_help = "a whole frame of the agent, many calls at once, callers on a server in real time, or the codec alone"
-    parser.add_argument("what", choices=("step", "sessions", "live", "codec"), help=what_help)
+    what_help = "a whole frame of the agent, many calls at once, callers on a server in real time, the codec alone, or a step of training"
+    parser.add_argument("what", choices=("step", "sessions", "live", "codec", "train"), help=what_help)
     preset_help = f"pocket, a checkpoint folder, or random:NAME with NAME {', '.join(PRESETS)} (default: %(default)s)"
     parser.add_argument("--preset", default="pocket", help=preset_help)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
@@ -276,10 +283,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sessions", type=_sizes, default=[1, 2, 4, 8], help="sessions: numbers of calls, such as 32,64 (default: 1,2,4,8)"
     )
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="sessions: draw step times against the number of calls")
+    parser.add_argument("--frames", type=int, default=300, help="train: frames a row (default: %(default)s)")
+    parser.add_argument("--recompute", action="store_true", help="train: activation checkpointing")
+    parser.add_argument("--compile", action="store_true", help="train: torch.compile of the backbone")
     parser.add_argument("--callers", type=int, default=4, help="live: callers at once (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=1.0, help="live: how long they call (default: %(default)g)")
     parser.add_argument("--seed", type=int, default=1, help="live: of who asks what when (default: %(default)s)")
-    parser.add_argument("--bank", type=Path, help="live: utterance bank whose test questions are asked, besides the packaged ones")
+    parser.add_argument("--bank", type=Path, help="live: bank whose test questions are asked; train: composed from, and timed")
     parser.add_argument("--peer", choices=("transformers",), help="step: measure the usual loop at the same size beside it")
     parser.add_argument("--peer-steps", type=int, default=200, help="frames of the peer (default: %(default)s)")
     return parser

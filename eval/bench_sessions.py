@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 
 import torch
 
@@ -71,3 +72,29 @@ def print_sessions(result: dict) -> None:
     console.print(table)
     stopped = f"; stopped: {result['stopped']}" if result["stopped"] else ""
     console.print(f"Most sessions with p99 below {FRAME_MS} ms: {result['most_sessions']}{stopped}.")
+
+
+def plot_sessions(result: dict, path: Path) -> None:
+    """Step times against the number of calls, and the frame they have to fit."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
+    calls = [size["sessions"] for size in result["sizes"]]
+    for name, style in (("p50", "o-"), ("p99", "s--")):
+        axes.plot(calls, [size["step_ms"][name] for size in result["sizes"]], style, label=name)
+    axes.axhline(FRAME_MS, color="0.5", linewidth=1)
+    axes.annotate("a frame", (calls[0], FRAME_MS), xytext=(0, 3), textcoords="offset points", color="0.4")
+    axes.set(
+        xlabel="calls at once",
+        ylabel="step, ms",
+        title=f"{result['preset']} · {result['device']} · {result['threads']} threads",
+        ylim=(0, None),
+    )
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(calls, [str(count) for count in calls])
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

@@ -49,7 +49,7 @@ def read_recordings(folder: Path, n: int) -> list[Recording]:
         raise UserError(
             f"{folder} has no transcripts.txt that can be read ({error}); write one, a line `name: text` a recording"
         ) from error
-    found = []
+    found: list[Recording] = []
     for line in lines:
         name, colon, text = line.partition(":")
         path = next((p for suffix in SUFFIXES if (p := folder / f"{name.strip()}{suffix}").is_file()), None)

@@ -130,6 +130,7 @@ class DialogueStage(lightning.LightningModule):
         corruption: Largest rate of `corrupt_codes`.
         loss: Weights.
         recompute: Trade time for memory, see `duplex.backbone.Backbone`.
+        compile_backbone: Compile the backbone (`torch.compile`); needs a C++ compiler on a CPU, Triton on a GPU.
         lora: Adapters to train in place of the backbone.
         init_language: Folder of a language model that `duplex import` wrote; the data must have its tokenizer.
         init_encoder: Lightning checkpoint of the encoder stage, or the folder of an encoder that `duplex import` wrote.
@@ -148,6 +149,7 @@ class DialogueStage(lightning.LightningModule):
         corruption: float = 0.3,
         loss: LossConfig = LossConfig(),  # noqa: B008 - frozen
         recompute: bool = False,
+        compile_backbone: bool = False,
         lora: LoraSettings = LoraSettings(),  # noqa: B008 - frozen
         init_language: str | None = None,
         init_encoder: str | None = None,
@@ -156,7 +158,7 @@ class DialogueStage(lightning.LightningModule):
         super().__init__()
         self.num_steps, self.config, self.loss_config = num_steps, model, loss
         self.learning_rate, self.encoder_learning_rate, self.warmup_steps = learning_rate, encoder_learning_rate, warmup_steps
-        self.schedule, self.recompute, self.lora = schedule, recompute, lora
+        self.schedule, self.recompute, self.compile_backbone, self.lora = schedule, recompute, compile_backbone, lora
         self.freeze_encoder_steps, self.corruption = freeze_encoder_steps, corruption
         self.init_language, self.init_encoder, self.init_model = init_language, init_encoder, init_model
         self.model: DuplexModel | None = None
@@ -191,6 +193,8 @@ class DialogueStage(lightning.LightningModule):
                     part.requires_grad_(False)
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
             shard(self.model, self.listener, self.trainer.strategy.device_mesh["data_parallel"])
+        if self.compile_backbone:
+            self.model.backbone.compile()  # in place: names of weights stay
 
     def _load_model(self, path: str) -> None:
         """Load an earlier model; where it heard through another encoder, what it heard with is left out."""

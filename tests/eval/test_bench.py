@@ -150,3 +150,22 @@ def test_bad_options_are_one_sentence(capsys: pytest.CaptureFixture, options: li
     assert duplex(["bench", "step", *options]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+
+
+def test_a_step_of_training_is_timed_and_counted(capsys: pytest.CaptureFixture, threads: list[int]) -> None:
+    options = ["--preset", "random:test", "--steps", "2", "--batch", "2", "--frames", "40"]
+    assert duplex(["bench", "train", *options]) == 0
+    out = capsys.readouterr().out
+    result = json.loads(out.splitlines()[-1])
+    assert result["rows"] == 2 and result["frames"] == 40 and result["steps"] == 2 and "batch_ms" not in result
+    assert result["frames_per_s"] == pytest.approx(80_000 / result["step_ms"]["p50"], rel=0.01)
+    flop, peak = 1e12 * result["tflop_per_step"], 1e12 * result["peak_tflops"]
+    assert flop > 3 * 80 * 2 * 16 * 64  # forward and backward of the text head alone
+    assert result["mfu_percent"] == pytest.approx(100 * flop / (result["step_ms"]["p50"] / 1000) / peak, rel=0.1, abs=0.02)
+    assert "% of" in out
+
+
+def test_sessions_are_drawn(tmp_path: Path) -> None:
+    figures = [{"sessions": n, "step_ms": {"p50": 5.0 * n, "p99": 7.0 * n}} for n in (1, 2, 4)]
+    bench_sessions.plot_sessions({"preset": "p", "device": "cpu", "threads": 2, "sizes": figures}, tmp_path / "sessions.png")
+    assert (tmp_path / "sessions.png").stat().st_size > 5000
