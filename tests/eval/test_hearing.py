@@ -20,7 +20,10 @@ def folder(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     for name, rate_hz, seconds in (("one", 8000, 1.0), ("two", 44100, 0.5), ("beep", 8000, 0.5), ("nobody", 8000, 0.5)):
         soundfile.write(tmp_path / f"{name}.wav", 0.1 * rng.standard_normal(round(rate_hz * seconds)), rate_hz)
-    (tmp_path / "transcripts.txt").write_text("; a comment\nbeep: [!]\none: Press 1, please.\ngone: Nothing.\ntwo: Thank you: bye.\n")
+    soundfile.write(tmp_path / "long.wav", np.zeros(8000 * 31), 8000)
+    (tmp_path / "transcripts.txt").write_text(
+        "; a comment\nbeep: [!]\none: Press 1, please.\ngone: Nothing.\nlong: Very long.\ntwo: Thank you: bye.\n"
+    )
     return tmp_path
 
 
@@ -40,10 +43,6 @@ def test_folders_without_recordings_say_what_to_do(folder: Path) -> None:
         read_recordings(folder, 3)
     (folder / "transcripts.txt").unlink()
     with pytest.raises(UserError, match="write one, a line `name: text` a recording"):
-        read_recordings(folder, 3)
-    soundfile.write(folder / "long.wav", np.zeros(8000 * 31), 8000)
-    (folder / "transcripts.txt").write_text("long: Very long.")
-    with pytest.raises(UserError, match="long.wav lasts 31 s"):
         read_recordings(folder, 3)
 
 
