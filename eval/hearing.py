@@ -36,7 +36,7 @@ class Recording:
 
 
 def read_recordings(folder: Path, n: int) -> list[Recording]:
-    """The first `n` recordings of a folder, in the order of its transcripts; lines without a file or words, and recordings over MAX_S, are passed over.
+    """The first `n` recordings of a folder, in the order of its transcripts, but those over MAX_S and lines without a file or words.
 
     Raises:
         UserError: there are no transcripts, no recordings to them, or one cannot be read.
