@@ -86,8 +86,10 @@ def _stopped(stop_s: float | None) -> bool:
 
 def _backchannel_figures(outcomes: Sequence[TurnOutcome]) -> dict[str, Figure]:
     asides = [o for o in outcomes if o.turn.backchannel]
+    words, coughs = ([o for o in asides if (o.turn.text == scenarios.COUGH) is coughed] for coughed in (False, True))
     return {
-        "false_stop_rate": _rate(not o.went_on for o in asides if o.went_on is not None),
+        "false_stop_rate": _rate(not o.went_on for o in words if o.went_on is not None),
+        "cough_stop_rate": _rate(not o.went_on for o in coughs if o.went_on is not None),
         "resume_rate": _rate(o.resumed for o in asides if o.resumed is not None),
         # how many of the planned ones met a speaking agent
         "overlap_rate": _rate(o.went_on is not None and not o.failed for o in asides),

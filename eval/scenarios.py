@@ -19,7 +19,7 @@ from duplex.errors import UserError
 from eval.draft import Draft, Scenario
 from eval.echo import Echo
 from eval.stimuli import KEYED, pause_sample, speech_shaped_noise
-from train.augment import babble, colored_noise
+from train.augment import babble, colored_noise, cough
 from train.bank import USER_HZ, Utterance, read_part
 from train.world import memory_answer
 
@@ -32,6 +32,7 @@ ECHO_DB = (None, -30, -20, -10)  # the agent's own voice, as it comes back, to t
 ECHO_DELAY_S = (0.12, 0.3)
 ECHO_CHARACTERS = 20  # shorter answers are over before much of them is back
 BABBLE_VOICES = 4
+COUGH, COUGH_EVERY = "(cough)", 5  # how suite backchannel writes one, and how often it has one in place of words
 LENGTHY_CHARACTERS = 70  # such an answer takes about four seconds
 
 _Found = TypeVar("_Found", dict[str, list[Utterance]], list[Utterance])
@@ -260,7 +261,7 @@ def _impatient(pool: Sequence[Utterance], n: int, seed: int) -> list[Scenario]:
 
 
 def _backchannel(pool: Sequence[Utterance], n: int, seed: int) -> list[Scenario]:
-    """`backchannel`: a long answer, into which the same voice says something short; there is time left for the agent to go on."""
+    """`backchannel`: a long answer, into which the same voice says something short, or coughs, with time left for the agent to go on."""
     asides: dict[str, list[Utterance]] = {}
     for utterance in pool:
         if utterance.skill == "backchannel":
@@ -272,6 +273,9 @@ def _backchannel(pool: Sequence[Utterance], n: int, seed: int) -> list[Scenario]
         rng = rng_of("backchannel", seed, i)
         voice = rng.choice(sorted(lengthy))
         asked, aside = rng.choice(lengthy[voice]), rng.choice(asides[voice])
+        if i % COUGH_EVERY == COUGH_EVERY - 1:
+            sound = cough(np.random.default_rng([seed, i, 4]))
+            aside = replace(aside, text=COUGH, audio=np.round(0.5 * 32767 * sound).astype(np.int16), words=())
         assert asked.answer
         draft = Draft(0)
         draft.wait(rng.uniform(0.5, 1.0))

@@ -24,6 +24,8 @@ class AugmentConfig:
         tilt: Range of a one-tap spectral tilt, negative is duller.
         noise_probability, snr_db: Noise over the whole channel, and the speech against it.
         noise_weights: How often the noise is `colored`, `babble` of other voices (where there are any), `hum` or `clicks`.
+        side_talk_probability, side_talk_db: Somebody across the room says something to somebody else, so far below the speaker.
+        cough_probability: The user coughs, once to three times, at any moment.
         room_probability, reverb_s: A simulated room: exponentially decaying noise.
         microphone_probability, microphone_db: A microphone's response, and how far it strays from flat.
         line_probability: A telephone line: its band, and 8 bits a sample.
@@ -39,6 +41,9 @@ class AugmentConfig:
     noise_probability: float = 0.5
     snr_db: tuple[float, float] = (0.0, 30.0)
     noise_weights: dict[str, float] = field(default_factory=lambda: {"colored": 0.35, "babble": 0.4, "hum": 0.1, "clicks": 0.15})
+    side_talk_probability: float = 0.1
+    side_talk_db: tuple[float, float] = (-26.0, -12.0)
+    cough_probability: float = 0.15
     room_probability: float = 0.3
     reverb_s: tuple[float, float] = (0.1, 0.4)
     microphone_probability: float = 0.3
@@ -163,6 +168,42 @@ def drop_packets(audio: np.ndarray, share: float, rng: Generator) -> np.ndarray:
     return np.where(np.repeat(lost, _PACKET)[: len(audio)], np.float32(0.0), audio)
 
 
+def cough(rng: Generator) -> np.ndarray:
+    """A cough of 0.2 to 0.5 s, its peak at 1: a burst of breath through a throat, and what follows of it."""
+    from scipy.signal import butter, sosfilt
+
+    length = int(rng.uniform(0.2, 0.5) * USER_HZ)
+    time_s = np.arange(length) / USER_HZ
+    envelope = np.exp(-time_s / rng.uniform(0.02, 0.05)) + rng.uniform(0.2, 0.6) * np.exp(
+        -(((time_s - 0.12) / rng.uniform(0.04, 0.12)) ** 2)
+    )
+    breath = rng.standard_normal(length) * envelope * np.minimum(time_s / 0.004, 1.0)
+    throat = [sosfilt(butter(1, (hz * 0.8, hz * 1.25), "bandpass", fs=USER_HZ, output="sos"), breath) for hz in (500, 1400, 2700)]
+    out = sum(rng.uniform(0.4, 1.0) * part for part in throat)
+    fade = np.minimum((length - np.arange(length)) / 400, 1.0)
+    return (out * fade / (np.abs(out).max() + 1e-9)).astype(np.float32)
+
+
+def add_coughs(audio: np.ndarray, level: float, rng: Generator) -> np.ndarray:
+    """One to three coughs, each about as loud as speech of this level."""
+    out = audio.copy()
+    for _ in range(int(rng.integers(1, 4))):
+        sound = cough(rng) * level * 10 ** (rng.uniform(0, 14) / 20)
+        at = int(rng.integers(0, max(len(out) - len(sound), 1)))
+        out[at : at + len(sound)] += sound[: len(out) - at]
+    return out
+
+
+def add_side_talk(audio: np.ndarray, voice: np.ndarray, level: float, rng: Generator) -> np.ndarray:
+    """A voice, float32, from across a room, at a level and some moment."""
+    far = add_room(voice, 0.4, rng)
+    far = far * (level / (far.std() + 1e-9))
+    out = audio.copy()
+    at = int(rng.integers(0, max(len(out) - len(far), 1)))
+    out[at : at + len(far)] += far[: len(out) - at]
+    return out
+
+
 def draw_noise(length: int, config: AugmentConfig, crowd: Sequence[Utterance], rng: Generator) -> np.ndarray:
     """Unit-power noise of a kind drawn by `noise_weights`; babble is mixed from `crowd` and left out where that is empty."""
     weights = {kind: weight for kind, weight in config.noise_weights.items() if crowd or kind != "babble"}
@@ -180,12 +221,17 @@ def augment_channel(audio: np.ndarray, config: AugmentConfig, rng: Generator, cr
 
     `crowd`: whose voices babble behind it, int16.
     """
+    loud = np.abs(audio) > 0.02
+    level = float(np.sqrt((audio[loud] ** 2).mean())) if loud.any() else 0.05
+    if rng.random() < config.cough_probability:
+        audio = add_coughs(audio, level, rng)
     if rng.random() < config.room_probability:
         audio = add_room(audio, rng.uniform(*config.reverb_s), rng)
+    if crowd and rng.random() < config.side_talk_probability:
+        voice = crowd[int(rng.integers(len(crowd)))].audio / np.float32(32767.0)
+        audio = add_side_talk(audio, voice, level * 10 ** (rng.uniform(*config.side_talk_db) / 20), rng)
     audio = audio + 10 ** (rng.uniform(*config.floor_db) / 20) * colored_noise(len(audio), rng.uniform(0, 2), rng)
     if rng.random() < config.noise_probability:
-        loud = np.abs(audio) > 0.02
-        level = np.sqrt((audio[loud] ** 2).mean()) if loud.any() else 0.05
         audio = audio + level * 10 ** (-rng.uniform(*config.snr_db) / 20) * draw_noise(len(audio), config, crowd, rng)
     if rng.random() < config.microphone_probability:
         audio = color_by_microphone(audio, config.microphone_db, rng)

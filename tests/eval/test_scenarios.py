@@ -20,7 +20,7 @@ def test_truth_matches_the_audio(pool, suite):
             assert 1e-4 < level(scenario, *quiet) < 1e-3  # the noise floor, never digital zero
         for turn in scenario.turns:
             assert level(scenario, turn.start_s, turn.start_s + 0.1) > 0.05
-            assert level(scenario, turn.end_s - 0.1, turn.end_s) > 0.05
+            assert level(scenario, turn.end_s - 0.1, turn.end_s) > 0.05 or turn.text == scenarios.COUGH
             for pause in turn.pauses:
                 assert turn.start_s < pause[0] < pause[1] < turn.end_s and 0.3 <= pause[1] - pause[0] <= 1.5
                 assert level(scenario, *pause) < 1e-3
@@ -82,10 +82,11 @@ def test_a_backchannel_leaves_the_agent_time_to_go_on(pool):
     for scenario in scenarios.build("backchannel", pool, 12, 1):
         asked, aside = scenario.turns
         assert aside.backchannel and not aside.interrupts and not asked.backchannel and aside.voice == asked.voice
-        assert (asked.skill, aside.text, aside.answer) == ("long", "oh I see", "")
+        assert (asked.skill, aside.answer) == ("long", "") and aside.text in ("oh I see", scenarios.COUGH)
         expected_s = len(asked.answer) / scenarios.SPEECH_CHARACTERS_S
         assert 0.2 * expected_s <= aside.start_s - asked.end_s - scenarios.RESPONSE_S <= 0.4 * expected_s + 0.01
         assert not scenarios.build("turns", pool, 1, 1)[0].turns[0].backchannel
+    assert [s.turns[1].text for s in scenarios.build("backchannel", pool, 10, 1)].count(scenarios.COUGH) == 2
     with pytest.raises(UserError, match="backchannel"):
         scenarios.build("backchannel", [u for u in pool if u.skill != "backchannel"], 1, 1)
 

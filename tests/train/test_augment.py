@@ -9,8 +9,10 @@ import pytest
 
 from train.augment import (
     AugmentConfig,
+    add_coughs,
     add_echo,
     add_room,
+    add_side_talk,
     augment_channel,
     augment_utterance,
     babble,
@@ -18,6 +20,7 @@ from train.augment import (
     clicks,
     color_by_microphone,
     colored_noise,
+    cough,
     draw_noise,
     drop_packets,
     hum,
@@ -27,8 +30,8 @@ from train.augment import (
 from train.bank import Utterance
 
 NONE = AugmentConfig(
-    (1.0, 1.0), (0.0, 0.0), (0.0, 0.0), 0.0, room_probability=0.0, microphone_probability=0.0, line_probability=0.0, loss_probability=0.0,
-    floor_db=(-120.0, -120.0),
+    (1.0, 1.0), (0.0, 0.0), (0.0, 0.0), 0.0, side_talk_probability=0.0, cough_probability=0.0, room_probability=0.0,
+    microphone_probability=0.0, line_probability=0.0, loss_probability=0.0, floor_db=(-120.0, -120.0),
 )  # fmt: skip
 
 
@@ -175,3 +178,21 @@ def test_the_kind_of_noise_is_drawn_by_weight() -> None:
     weights = {"babble": 0.999, "hum": 0.001}
     alone = draw_noise(32000, replace(NONE, noise_weights=weights), [], np.random.default_rng(0))
     assert min(pitch(alone[:16000]) % mains for mains in (50, 60)) < 1.5  # nobody is there to babble
+
+
+def test_a_cough_begins_at_once_and_dies_away() -> None:
+    for seed in range(5):
+        sound = cough(np.random.default_rng(seed))
+        assert 0.2 * 16000 <= len(sound) < 0.5 * 16000 and np.abs(sound).max() == pytest.approx(1.0, abs=0.2)
+        energy = np.array([float((part**2).sum()) for part in np.array_split(sound, 4)])
+        assert energy[0] + energy[1] > 0.6 * energy.sum() and energy[3] < 0.2 * energy.sum()
+
+
+def test_coughs_and_side_talk_lie_over_what_is_there() -> None:
+    audio, rng = 0.1 * tone(200, 64000), np.random.default_rng(0)
+    coughed = add_coughs(audio, 0.1, rng) - audio
+    assert len(coughed) == 64000 and 0.02 < float((np.abs(coughed) > 0.01).mean()) < 0.4 and np.abs(coughed).max() < 0.7
+    talked = add_side_talk(audio, 0.3 * tone(900, 16000), 0.01, rng) - audio
+    there = np.abs(talked) > 1e-4
+    assert 0.2 < there.mean() < 0.35 and talked[there].std() == pytest.approx(0.01, rel=0.2)
+    assert len(add_side_talk(audio[:8000], tone(900, 16000), 0.01, rng)) == 8000  # a voice longer than the channel
