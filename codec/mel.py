@@ -8,9 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+MAX_FILTERS = 1 << 22  # bins times bands
+
+
+def _check_size(num_bins: int, num_mels: int) -> None:
+    assert num_mels > 0 and num_bins * num_mels <= MAX_FILTERS, f"{num_mels} mel bands over {num_bins} bins are none or too many"
+
 
 def mel_filters(num_bins: int, sample_rate_hz: int, num_mels: int) -> Tensor:
     """Triangular filters on the HTK mel scale, [num_bins, num_mels] (as `torchaudio.functional.melscale_fbanks`)."""
+    _check_size(num_bins, num_mels)
     bins_hz = torch.linspace(0, sample_rate_hz / 2, num_bins)
     top = 2595.0 * math.log10(1.0 + sample_rate_hz / 2 / 700.0)
     edges_hz = 700.0 * (10.0 ** (torch.linspace(0.0, top, num_mels + 2) / 2595.0) - 1.0)
@@ -21,6 +28,7 @@ def mel_filters(num_bins: int, sample_rate_hz: int, num_mels: int) -> Tensor:
 
 def slaney_filters(num_bins: int, sample_rate_hz: int, num_mels: int) -> Tensor:
     """Triangular filters of equal area on Slaney's mel scale, [num_bins, num_mels] (as librosa and Whisper have them)."""
+    _check_size(num_bins, num_mels)
     bins_hz = torch.linspace(0, sample_rate_hz / 2, num_bins, dtype=torch.float64)
     knee_mel, log_step = 15.0, math.log(6.4) / 27.0  # 1 kHz: linear below, logarithmic above
     top = knee_mel + math.log(sample_rate_hz / 2 / 1000.0) / log_step
@@ -62,6 +70,7 @@ class LogMel(nn.Module):
         self, sample_rate_hz: int, fft_samples: int, hop_samples: int, num_mels: int, floor: float = 1e-5, filters: Tensor | None = None
     ) -> None:
         super().__init__()
+        assert 0 < hop_samples <= fft_samples <= MAX_FILTERS, f"windows of {fft_samples} samples every {hop_samples} samples are none"
         self.fft_samples, self.hop_samples, self.floor = fft_samples, hop_samples, floor
         self.register_buffer("window", torch.hann_window(fft_samples), persistent=False)
         filters = mel_filters(fft_samples // 2 + 1, sample_rate_hz, num_mels) if filters is None else filters

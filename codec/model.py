@@ -19,6 +19,8 @@ from codec.config import CodecConfig
 from codec.linear import Linear
 from codec.mel import LogMel, MelState
 
+_MAX_CODES = 1 << 20
+
 
 @dataclass
 class EncodeState:
@@ -134,6 +136,7 @@ class Codec(AudioCodec):
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
+        assert min(config.levels) > 1 and config.codebook_size <= _MAX_CODES, f"levels {config.levels} make no codebook"
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)

@@ -15,6 +15,7 @@ from codec.base import AudioCodec
 from codec.config import NanoConfig
 
 _SLOPE = 0.01
+_MAX_UNITS, _MAX_CODES = 1024, 1 << 20
 
 
 @dataclass
@@ -238,6 +239,9 @@ class NanoCodec(AudioCodec):
 
     def __init__(self, config: NanoConfig) -> None:
         super().__init__()
+        num_units = len(config.rates) * len(config.kernels) * len(config.dilations)
+        assert num_units <= _MAX_UNITS, f"{num_units} residual units are more than {_MAX_UNITS}"
+        assert all(1 < level < 1 << 16 for level in config.levels) and config.codebook_size <= _MAX_CODES, f"levels {config.levels}"
         self.config = config
         self.encoder, self.decoder, self.fsq = NanoEncoder(config), NanoDecoder(config), GroupFsq(config)
         self.register_buffer("silence_codes", torch.zeros(config.num_codebooks, dtype=torch.long))  # [K]

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import yaml
-from safetensors.torch import save
 
 from codec.base import AudioCodec
-from codec.checkpoint import CheckpointError, build_config, build_module, load_codec, load_weights, read_yaml, save_codec
+from codec.checkpoint import (
+    CheckpointError,
+    build_config,
+    build_module,
+    codec_files,
+    load_codec,
+    load_weights,
+    read_yaml,
+    store_tensors,
+    write_files,
+)
 from codec.linear import pack_layers
+from codec.plain import one_line, shown
 from duplex.clock import FrameClock
 from duplex.config import ENCODER_CONFIGS, BackboneConfig, ModelConfig
 from duplex.model import DuplexModel
@@ -40,16 +49,21 @@ class Speaker:
 
 
 def save_speaker(model: DuplexModel, vocab: Vocab, codec: AudioCodec, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
-    """Write a checkpoint; weights are stored as `dtype`."""
+    """Write a checkpoint; weights are stored as `dtype`.
+
+    Raises:
+        CheckpointError: the folder cannot be written; what was in it is as it was.
+    """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
-    (folder / "model.safetensors.part").write_bytes(save(tensors))  # not `save_file`: it lets nobody else read the file
-    os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
-    vocab.save(folder / "tokenizer.json")
-    save_codec(codec, folder / "codec", dtype)
-    config = {"format": FORMAT, **plain_config(model.config)}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    config = yaml.safe_dump({"format": FORMAT, **plain_config(model.config)}, sort_keys=False)
+    write_files(
+        {
+            folder / "model.safetensors": store_tensors(model, dtype),
+            folder / "tokenizer.json": vocab.tokenizer.to_str(pretty=True).encode(),
+            **codec_files(codec, folder / "codec", dtype),
+            folder / "config.yaml": config.encode(),
+        }
+    )
 
 
 def load_speaker(name_or_folder: str, device: str = "cpu") -> Speaker:
@@ -73,13 +87,15 @@ def load_speaker(name_or_folder: str, device: str = "cpu") -> Speaker:
     try:
         vocab = Vocab.load(folder / "tokenizer.json")
     except Exception as error:  # tokenizers raises bare Exception
-        raise CheckpointError(f"{folder / 'tokenizer.json'} is damaged ({error}); export or download the checkpoint again") from error
+        raise CheckpointError(
+            f"{folder / 'tokenizer.json'} is damaged ({one_line(error)}); export or download the checkpoint again"
+        ) from error
     spoken = (codec.config.num_codebooks, codec.config.levels)
     if vocab.size != config.vocab_size or spoken != (config.num_codebooks, config.levels):
         raise CheckpointError(
             f"{folder} does not fit together: config.yaml, tokenizer.json and codec/ differ in vocabulary or codebooks; export it again"
         )
-    model = build_module(DuplexModel, config, folder)
+    model = build_module(DuplexModel, config, folder, folder / "model.safetensors")
     load_weights(model, folder / "model.safetensors")
     clock = FrameClock(output_hz=codec.config.sample_rate_hz)
     for part in (model, codec):
@@ -105,8 +121,8 @@ def build_model_config(path: Path, data: dict) -> ModelConfig:
     data = dict(data)
     encoder = data.pop("encoder", {})
     kind = encoder.get("kind", "fastconformer") if isinstance(encoder, dict) else "fastconformer"
-    if kind not in ENCODER_CONFIGS:
-        raise CheckpointError(f"{path} has the unknown encoder.kind {kind!r}; this version has {', '.join(ENCODER_CONFIGS)}")
+    if not isinstance(kind, str) or kind not in ENCODER_CONFIGS:
+        raise CheckpointError(f"{path} has the unknown encoder.kind {shown(kind)}; this version has {', '.join(ENCODER_CONFIGS)}")
     parts = {
         "encoder": build_config(path, ENCODER_CONFIGS[kind], encoder, "encoder."),
         "backbone": build_config(path, BackboneConfig, data.pop("backbone", {}), "backbone."),

@@ -11,15 +11,18 @@ import errno
 import gzip
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from codec.checkpoint import write_files
+from codec.plain import one_line, parse_json, shown
 from duplex.errors import UserError
+from train.cut_files import as_words, load_codes, load_voice, read_cuts
 
 USER_HZ = 16000
 AGENT_HZ = 24000
@@ -103,8 +106,8 @@ def read_json(path: Path, remedy: str) -> dict:
         UserError: it is damaged; `remedy` says what to do.
     """
     try:
-        data = json.loads(path.read_text())
-    except (ValueError, UnicodeDecodeError) as error:
+        data = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise UserError(f"the bank file {path} is damaged: it is not JSON; {remedy}") from error
     if not isinstance(data, dict):
         raise UserError(f"the bank file {path} is damaged: it is no mapping; {remedy}")
@@ -128,20 +131,19 @@ def verify_shard(folder: Path, index: int, fields: tuple[str, ...]) -> None:
     Raises:
         UserError: one differs, or is gone.
     """
-    done = folder / f"{index:06d}.done"
-    remedy = f"delete {done} and run `duplex synth` again"
-    for name, expected in read_json(done, remedy).items():
-        if name.split(".")[0] not in fields:
-            continue
-        if not (folder / name).is_file():
-            raise UserError(f"the bank file {folder / name} is missing; {remedy}")
-        if file_sha256(folder / name) != expected:
-            raise UserError(f"the bank file {folder / name} differs from its checksum; {remedy}")
+    files = shard_files(folder, index)
+    remedy = f"delete {files['done']} and run `duplex synth` again"
+    sums = read_json(files["done"], remedy)
+    for path in (files[field] for field in fields):
+        if path.name in sums and not path.is_file():
+            raise UserError(f"the bank file {path} is missing; {remedy}")
+        if path.is_file() and sums.get(path.name) != file_sha256(path):
+            raise UserError(f"the bank file {path} differs from its checksum; {remedy}")
 
 
 def done_shards(folder: Path) -> list[int]:
     """Indices of the finished shards of a part, in order."""
-    return sorted(int(p.stem) for p in folder.glob("*.done"))
+    return sorted(int(p.stem) for p in folder.glob("*.done") if p.stem.isdecimal())
 
 
 def check_part(folder: Path) -> dict:
@@ -154,6 +156,8 @@ def check_part(folder: Path) -> dict:
     if not plan.exists():
         raise UserError(f"there is no utterance bank part at {folder}; run `duplex synth` with the config that names it")
     meta = read_json(plan, f"delete {folder} and make it again")
+    if not isinstance(meta.get("num_shards"), int):
+        raise UserError(f"the bank file {plan} is damaged: it has no number as num_shards; delete {folder} and make it again")
     done = len(done_shards(folder))
     if done < meta["num_shards"]:
         raise UserError(
@@ -184,22 +188,30 @@ def read_part(folder: Path, verify: bool = True, fields: tuple[str, ...] = ("rec
 
 
 def read_shard(files: dict[str, Path], fields: tuple[str, ...]) -> Iterator[Utterance]:
-    """Read one shard by the paths of its files, finished part or not; `fields` as in `read_part`."""
-    from lhotse import CutSet
+    """Read one shard by the paths of its files, finished part or not; `fields` as in `read_part`.
 
-    present = {f: [str(files[f])] for f in ("cuts", *fields) if files[f].exists()}
-    for cut in CutSet.from_shar(fields=present):
-        supervision = cut.supervisions[0]
-        rate = cut.sampling_rate if cut.has_recording else int(cut.custom["sample_rate_hz"])
-        audio = np.zeros(0, np.int16)
-        if "recording" in present:
-            audio = np.round(cut.load_audio()[0] * 32767.0).astype(np.int16)
-        words = tuple(
-            Word(item.symbol, round(item.start * rate), round(item.end * rate)) for item in (supervision.alignment or {}).get("word", [])
-        )
-        custom = cut.custom or {}
-        codes = cut.codes.load().astype(np.int16) if "codes" in present else None
-        yield Utterance(
-            cut.id, supervision.text, supervision.speaker, audio, rate, words, codes,
-            custom.get("skill", ""), custom.get("answer"), custom.get("value", ""),
-        )  # fmt: skip
+    Raises:
+        UserError: a file is damaged, or does not belong to the others.
+    """
+    present = {f: [files[f]] for f in ("cuts", *fields) if files[f].exists()}
+    for cut in read_cuts(present):
+        yield _utterance(cut, files["cuts"], present)
+
+
+def _utterance(cut: Any, path: Path, present: Container[str]) -> Utterance:
+    where = f"cut {one_line(cut.id)} of {path}"
+    audio = np.zeros(0, np.int16)
+    if "recording" in present:
+        audio = np.round(load_voice(cut, cut.recording, where).clip(-1, 1) * 32767.0).astype(np.int16)
+    codes = load_codes(cut, path) if "codes" in present else None
+    try:
+        (supervision,), custom = cut.supervisions, cut.custom or {}
+        rate = cut.sampling_rate if cut.has_recording else int(custom["sample_rate_hz"])
+        words = tuple(Word(word, round(start * rate), round(end * rate)) for word, start, end in as_words(supervision))
+        texts = [supervision.text, supervision.speaker, custom.get("skill", ""), custom.get("value", "")]
+        answer = custom.get("answer")
+        if not all(isinstance(text, str) for text in (*texts, answer or "")):
+            raise ValueError(f"its texts are {shown(texts)}")
+    except (ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError) as error:  # of values of the wrong kind
+        raise UserError(f"{where} is no utterance ({one_line(error)}); delete the part and make it again") from error
+    return Utterance(cut.id, texts[0], texts[1], audio, rate, words, codes, texts[2], answer, texts[3])

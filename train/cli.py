@@ -2,27 +2,87 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import sys
+from pathlib import Path
+from typing import Any
 
+import lightning
 import torch
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from codec.checkpoint import write_files
 from duplex.cli import run
 from duplex.errors import UserError
+from train.sources import read_checkpoint
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and moves it there: a run that is killed, or finds the disk full, leaves the earlier one.
+
+    Lightning's own writes it into the folder for temporary files, whence it must be copied where that is another file system.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write `checkpoint` to `path`; what is not a local path is left to Lightning."""
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_files({Path(path): buffer.getbuffer()})
+
+
+class _TrainCLI(LightningCLI):
+    def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpoints()
+        return trainer
+
+    def _parse_ckpt_path(self) -> None:
+        """Check the checkpoint before anything is built; stages keep no settings in it that would have to be taken over."""
+        path = str(self.config.get(self.config.subcommand, {}).get("ckpt_path") or "")
+        if path and path not in ("last", "best", "hpc") and not path.startswith("registry") and "://" not in path:
+            read_checkpoint(path)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """`fit`, `validate` and Lightning's other verbs; every setting is a YAML key or a flag."""
+    """`fit`, `validate` and Lightning's other verbs; every setting is a YAML key or a flag.
+
+    Raises:
+        UserError: something given is missing, damaged or does not fit; the disk is full; a process that makes batches was killed.
+        CheckpointError: a checkpoint cannot be written or read.
+    """
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments:
         raise UserError("`duplex train` needs a verb; try `duplex train fit --config train/configs/pocket-dialogue.yaml`")
     torch.set_float32_matmul_precision("high")
-    LightningCLI(
-        save_config_kwargs={"overwrite": True},
-        args=arguments,
-        auto_configure_optimizers=False,
-        seed_everything_default=1,
-    )
+    try:
+        _TrainCLI(
+            save_config_kwargs={"overwrite": True},
+            args=arguments,
+            auto_configure_optimizers=False,
+            seed_everything_default=1,
+        )
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise UserError(
+            f"{error.filename or 'the log'} cannot be written ({error.strerror}); "
+            "free space, then go on with --ckpt_path and the last .ckpt"
+        ) from error
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise UserError(
+            "a process that makes batches was killed, perhaps for want of memory; "
+            "set data.num_workers lower, and go on with --ckpt_path and the last .ckpt"
+        ) from error
 
 
 if __name__ == "__main__":

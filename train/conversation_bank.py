@@ -6,7 +6,6 @@ DIR/PART/cuts.000000.jsonl.gz  recording.000000.tar  target_audio.000000.tar  co
 from __future__ import annotations
 
 import io
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -21,11 +20,13 @@ import soxr
 import torch
 
 from codec.base import AudioCodec
+from codec.plain import shown
 from duplex.clock import FRAME_MS
 from duplex.errors import UserError
-from train.bank import AGENT_HZ, USER_HZ, check_part, done_shards, mark_done, shard_files
+from train.bank import AGENT_HZ, USER_HZ, check_part, done_shards, drop_time, mark_done, shard_files, verify_shard, write_json, writing
 from train.conversation import Conversation
 from train.conversation_files import find_conversations
+from train.cut_files import load_codes, read_cuts
 
 SHARD_SIZE = 20
 
@@ -45,19 +46,21 @@ def write_conversations(folder: Path, conversations: Iterable[Conversation], cod
     """Write a part; returns how many conversations it holds.
 
     Raises:
-        UserError: the folder exists already.
+        UserError: the folder exists already, or cannot be written.
     """
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; give another folder, or delete it")
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     count = num_shards = 0
     remaining = iter(conversations)
     while shard := list(islice(remaining, SHARD_SIZE)):
-        _write_shard(folder, num_shards, shard, codec)
+        with writing(folder):
+            _write_shard(folder, num_shards, shard, codec)
         count, num_shards = count + len(shard), num_shards + 1
     if not count:
         raise UserError(f"no conversation is left for {folder}; see what was left out, and why")
-    (folder / "plan.json").write_text(json.dumps({"num_shards": num_shards, "num_conversations": count}))
+    write_json(folder / "plan.json", {"num_shards": num_shards, "num_conversations": count})
     return count
 
 
@@ -78,6 +81,7 @@ def _write_shard(folder: Path, index: int, conversations: list[Conversation], co
                 conversation.id, codes, TemporalArray(Array("memory_raw", "", "", list(codes.shape)), 0, FRAME_MS / 1000, 0.0)
             )
     files = shard_files(folder, index) | {"target_audio": folder / f"target_audio.{index:06d}.tar"}
+    drop_time(next(work.glob("cuts*")))
     for field in ("cuts", "recording", "target_audio", "codes"):
         os.replace(next(work.glob(f"{field}*")), files[field])
     shutil.rmtree(work)
@@ -117,18 +121,19 @@ def read_part(folder: Path) -> Iterator[Conversation]:
     """Every conversation of a part, with codes and without the agent's audio.
 
     Raises:
-        UserError: the part is missing, half written, or holds no conversations.
+        UserError: the part is missing, half written, holds no conversations, or a file of it differs from its checksum.
     """
-    from lhotse import CutSet
-
     meta = check_part(folder)
     if "num_conversations" not in meta:
         raise UserError(f"{folder} holds no recorded conversations; write some with `duplex gather SOURCE DIR --codec CODEC`")
     codes = {}
     for index in done_shards(folder):
+        verify_shard(folder, index, ("cuts", "recording", "codes"))
         files = shard_files(folder, index)
-        for cut in CutSet.from_shar(fields={"cuts": [str(files["cuts"])], "codes": [str(files["codes"])]}):
-            codes[cut.id] = cut.codes.load().astype(np.int16)
+        for cut in read_cuts({"cuts": [files["cuts"]], "codes": [files["codes"]]}):
+            codes[cut.id] = load_codes(cut, files["cuts"])
     for read in find_conversations(folder):
         conversation = read()
+        if conversation.id not in codes:
+            raise UserError(f"{folder} has no codes of conversation {shown(conversation.id)}; delete the part and gather it again")
         yield replace(conversation, agent=np.zeros(0, np.float32), codes=codes[conversation.id])

@@ -7,8 +7,7 @@
 
 from __future__ import annotations
 
-import gzip
-import json
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -16,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import soxr
 
+from codec.plain import one_line, parse_json, shown
 from duplex.errors import UserError
 from train.bank import AGENT_HZ, USER_HZ
 from train.conversation import Conversation, Spoken
+from train.cut_files import as_words, load_voice, read_cuts, read_lines, read_recording
 from train.voices.base import WordTime
 
 Recognizer = Callable[[np.ndarray], Sequence[WordTime]]  # float32 [num_samples] at 16 kHz -> its words
@@ -55,75 +55,52 @@ def find_conversations(source: Path, agent_channel: int = 0, recognizer: Recogni
         for path in paths:
             yield partial(read_stereo, path, _name(path.relative_to(source)), agent_channel, recognizer)
     elif source.name.endswith((".jsonl", ".jsonl.gz")) and source.is_file():
-        lines = _read_lines(source)
-        if lines and "path" in lines[0]:
-            for line in lines:
-                yield partial(read_stereo, source.parent / line["path"], _name(Path(line["path"])), agent_channel, recognizer)
-        else:
+        if "path" not in next(read_lines(source), {}):
             yield from _find_cuts(source)
+            return
+        for line in read_lines(source):
+            if not isinstance(name := line.get("path"), str) or not name.isprintable():
+                raise UserError(f"{source} names {shown(name)} where the path of a recording belongs; correct that line")
+            yield partial(read_stereo, source.parent / name, _name(Path(name)), agent_channel, recognizer)
     else:
         raise UserError(f"{source} is no folder of recordings or Shar and no .jsonl manifest; give the path of one")
 
 
 def _name(path: Path) -> str:
-    return path.with_suffix("").as_posix().replace("/", "-")
-
-
-def _read_lines(path: Path) -> list[dict]:
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt") as handle:
-            lines = [json.loads(line) for line in handle if line.strip()]
-    except (OSError, EOFError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); it must be one JSON object a line") from error
-    if not all(isinstance(line, dict) for line in lines):
-        raise UserError(f"{path} is no manifest: it must be one JSON object a line")
-    return lines
+    return path.as_posix().removesuffix(path.suffix).replace("/", "-")
 
 
 def _find_cuts(source: Path) -> Iterator[Callable[[], Conversation]]:
-    from lhotse import CutSet
-
-    try:
-        if source.is_dir():
-            paths = {field: sorted(source.glob(f"{field}.*")) for field in ("cuts", "recording", "target_audio")}
-            cuts = CutSet.from_shar(fields={field: [str(path) for path in found] for field, found in paths.items() if found})
-        else:
-            cuts = CutSet.from_file(source)
-        for cut in cuts:
-            yield partial(_from_cut, cut, source)
-    except UserError:
-        raise
-    except Exception as error:  # Lhotse raises many kinds for what it cannot read
-        reason = str(error).split("\n")[0]
-        raise UserError(
-            f"{source} holds no cuts that can be read ({type(error).__name__}: {reason}); write them again with Lhotse"
-        ) from error
+    paths = {"cuts": [source]}
+    if source.is_dir():
+        found = {field: sorted(source.glob(f"{field}.*")) for field in ("cuts", "recording", "target_audio")}
+        paths = {field: some for field, some in found.items() if some}
+    for cut in read_cuts(paths):
+        yield partial(_from_cut, cut, source)
 
 
 def _from_cut(cut: Any, source: Path) -> Conversation:
+    where = f"cut {one_line(cut.id)} of {source}"
     if not cut.has_recording:
-        raise UserError(f"cut {cut.id} of {source} has no recording, which is the user's voice; add it")
+        raise UserError(f"{where} has no recording, which is the user's voice; add it")
     if not cut.has_custom("target_audio"):
-        raise UserError(f"cut {cut.id} of {source} has no target_audio, which is the agent's voice; add it")
-    _check_lengths(cut.id, cut.duration, cut.target_audio.duration)
+        raise UserError(f"{where} has no target_audio, which is the agent's voice; add it")
     try:
-        user, agent = cut.load_audio(), cut.load_target_audio()
-    except Exception as error:  # Lhotse raises many kinds for what it cannot read
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"the audio of cut {cut.id} of {source} cannot be read ({reason}); put the file where the cut says") from error
-    spoken = []
-    for one in cut.supervisions:
-        role = ROLES.get((one.speaker or "").lower())
-        if role is None:
-            known = ", ".join(ROLES)
-            raise UserError(f"cut {cut.id} of {source} has a supervision of the speaker {one.speaker!r}; its role must be one of {known}")
-        items = (one.alignment or {}).get("word", [])
-        words = tuple(WordTime(item.symbol, float(item.start), float(item.end)) for item in items)
-        text = " ".join(_TIMESTAMP.sub(" ", one.text or "").split())
-        spoken.append(Spoken(role, float(one.start), float(one.end), text, words))
-    rates = (cut.recording.sampling_rate, cut.target_audio.sampling_rate)
-    return make_conversation(cut.id, (user[0], agent[0]), rates, spoken)
+        _check_lengths(one_line(cut.id), cut.duration, cut.target_audio.duration)
+        rates = (cut.recording.sampling_rate, cut.target_audio.sampling_rate)
+        spoken = [_spoken(one, where) for one in cut.supervisions]
+    except (ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError) as error:  # of values of the wrong kind
+        raise UserError(f"{where} is no conversation ({one_line(error)}); write it again with Lhotse") from error
+    voices = (load_voice(cut, cut.recording, where), load_voice(cut, cut.target_audio, where))
+    return make_conversation(cut.id, voices, rates, spoken)
+
+
+def _spoken(one: Any, where: str) -> Spoken:
+    role = ROLES.get((one.speaker or "").lower())
+    if role is None:
+        raise UserError(f"{where} has a supervision of the speaker {shown(one.speaker)}; its role must be one of {', '.join(ROLES)}")
+    text = " ".join(_TIMESTAMP.sub(" ", one.text or "").split())
+    return Spoken(role, float(one.start), float(one.end), text, tuple(WordTime(*word) for word in as_words(one)))
 
 
 def _check_lengths(name: str, user_s: float, agent_s: float) -> None:
@@ -156,9 +133,9 @@ def read_stereo(path: Path, name: str, agent_channel: int, recognizer: Recognize
         UserError: the file is no stereo audio, its JSON is damaged, or it has no text and there is no recognizer.
     """
     try:
-        audio, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise UserError(f"{path} cannot be read ({error}); give a stereo recording with one speaker on each channel") from error
+        audio, rate_hz = read_recording(path)
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read ({one_line(error)}); give a stereo recording with one speaker on each channel") from error
     if audio.shape[1] != 2:
         raise UserError(f"{path} has {audio.shape[1]} channel(s); a conversation needs two, with one speaker on each")
     voices = (audio[:, 1 - agent_channel], audio[:, agent_channel])
@@ -175,9 +152,11 @@ def read_stereo(path: Path, name: str, agent_channel: int, recognizer: Recognize
 
 def _read_alignments(path: Path) -> list[Spoken]:
     try:
-        entries = json.loads(path.read_text())["alignments"]
+        entries = parse_json(path.read_bytes())["alignments"]
         words = [(WordTime(str(word).strip(), float(start), float(end)), speaker) for word, (start, end), speaker in entries]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not all(math.isfinite(word.start_s) and math.isfinite(word.end_s) for word, _ in words):
+            raise ValueError("a time is infinite")
+    except (OSError, ValueError, LookupError, TypeError, OverflowError) as error:
         raise UserError(f"{path} is damaged; it must hold `alignments`, a list of [word, [start, end], speaker]") from error
     agent = [word for word, speaker in words if speaker == _MAIN_SPEAKER]
     return group_words("agent", agent) + group_words("user", [word for word, speaker in words if speaker != _MAIN_SPEAKER])

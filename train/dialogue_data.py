@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,13 +19,14 @@ from duplex.errors import UserError
 from duplex.vocab import Vocab, ctc_encode
 from train import conversation_bank
 from train.augment import AugmentConfig
-from train.bank import Utterance, read_part
+from train.bank import Utterance, read_part, writing
 from train.composer import Cast, ComposerConfig, compose, render_user
 from train.conversation import check_conversation, draw_window
 from train.corpus import repeat_phrases
 from train.layout import lay_channels, lay_heard, token_frames
 from train.loader import StepLoader
 from train.reading import WrittenCast
+from train.sources import read_vocab
 from train.timeline import AgentTurn, Timeline
 
 _LOG = logging.getLogger(__name__)
@@ -188,8 +190,11 @@ class Conversations(lightning.LightningDataModule):
     def _vocabulary(self, texts: list[str]) -> Vocab:
         if not self.tokenizer.exists():
             self.tokenizer.parent.mkdir(parents=True, exist_ok=True)
-            Vocab.train(texts, self.vocab_size).save(self.tokenizer)
-        return Vocab.load(self.tokenizer)
+            part = self.tokenizer.with_name(f"{self.tokenizer.name}.{os.getpid()}.part")  # several processes may make it at once
+            with writing(self.tokenizer):
+                part.write_text(Vocab.train(texts, self.vocab_size).tokenizer.to_str(pretty=True))
+                os.replace(part, self.tokenizer)
+        return read_vocab(self.tokenizer)
 
     def train_dataloader(self) -> StepLoader:
         """Batches of `ConversationBatch`."""

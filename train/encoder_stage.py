@@ -24,7 +24,7 @@ from train.loader import StepLoader, batch_generator
 from train.precision import autocast
 from train.pretrained import load_encoder, whisper_encoder_weights
 from train.schedule import warmup_cosine
-from train.sources import read_checkpoint
+from train.sources import read_checkpoint, read_vocab
 from train.timeline import USER_FRAME_SAMPLES, Timeline, UserTurn
 
 ALIGN_DELAY_S = 0.1
@@ -105,7 +105,7 @@ class UserSpeech(lightning.LightningDataModule):
         """Read the parts into memory once."""
         if self._utterances:
             return
-        self.vocab = Vocab.load(self.tokenizer) if self.tokenizer else None
+        self.vocab = read_vocab(self.tokenizer) if self.tokenizer else None
         self._utterances = [u for part in self.parts for u in read_part(self.bank / part)]
         if self.val_part and (self.bank / self.val_part / "plan.json").exists():
             self._val = sorted(read_part(self.bank / self.val_part), key=lambda u: u.num_samples)

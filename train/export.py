@@ -13,9 +13,8 @@ from duplex.checkpoint import build_model_config, save_speaker
 from duplex.cli import run
 from duplex.errors import UserError
 from duplex.model import DuplexModel
-from duplex.vocab import Vocab
 from train.dialogue_stage import stage_weights
-from train.sources import read_checkpoint
+from train.sources import read_checkpoint, read_vocab
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
@@ -39,7 +38,7 @@ def export_model(checkpoint: str, folder: str, codec_dir: str, tokenizer: str, d
         UserError: the checkpoint is of another stage.
     """
     config = build_model_config(Path(checkpoint), _saved(checkpoint, "model_config", "duplex model", "speak or dialogue"))
-    codec, vocab = load_codec(codec_dir), Vocab.load(tokenizer)
+    codec, vocab = load_codec(codec_dir), read_vocab(tokenizer)
     model = DuplexModel(config)
     model.load_state_dict(stage_weights(checkpoint, "model."))
     save_speaker(model, vocab, codec, folder, dtype)

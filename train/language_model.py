@@ -11,12 +11,14 @@ import torch
 import yaml
 from torch import Size, Tensor, nn
 
-from codec.checkpoint import read_config, write_files
+from codec.checkpoint import build_config, read_config, write_files
+from codec.plain import one_line, parse_json, shown
 from duplex.backbone import Backbone
 from duplex.config import BackboneConfig
 from duplex.errors import UserError
 from duplex.model import DuplexModel
 from duplex.vocab import AdoptedVocab, Vocab
+from train.gguf_files import check_gguf
 from train.sources import check_fit, find_source, read_tensors, tensor_bytes
 
 FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "special_tokens_map.json")
@@ -27,6 +29,8 @@ _ROPE_KEYS = {
     "original_max_position_embeddings": "rope_original_positions",
 }
 FORMAT = "duplex-language-model-1"
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+_MAX_SIZE = 1 << 20
 _OF_SERVING = ("sink_frames", "window_frames")
 EMBEDDING, HEAD = "fusion.text.token.weight", "heads.text.weight"
 
@@ -113,20 +117,28 @@ def start_from(model: DuplexModel, language: LanguageModel) -> None:
 
 def _read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text())
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged: it is not JSON; download it again") from error
+        data = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({one_line(error)}); download it again") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path} is damaged: it holds {shown(data)}, which is no mapping; download it again")
+    return data
 
 
 def _read_safetensors(folder: Path) -> dict[str, Tensor]:
     index = folder / "model.safetensors.index.json"
-    names = set(_read_json(index)["weight_map"].values()) if index.is_file() else {p.name for p in folder.glob("*.safetensors")}
+    names: set[str] = {p.name for p in folder.glob("*.safetensors")}
+    if index.is_file():
+        places = _read_json(index).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(name, str) and name == Path(name).name for name in places.values()):
+            raise UserError(f"{index} is damaged: its weight_map is {shown(places)}, not the names of files beside it; download it again")
+        names = set(places.values())
     if not names:
         raise UserError(f"{folder} holds no *.safetensors; download them, or convert the checkpoint with `save_pretrained`")
     tensors: dict[str, Tensor] = {}
     for name in sorted(names):
         if not (folder / name).is_file():
-            raise UserError(f"{folder} lacks {name}, one of the {len(names)} files of this checkpoint; download it too")
+            raise UserError(f"{folder} lacks {one_line(name)}, one of the {len(names)} files of this checkpoint; download it too")
         tensors |= read_tensors(folder / name)
     return tensors
 
@@ -136,16 +148,20 @@ def _read_gguf(path: Path) -> tuple[dict, dict[str, Tensor]]:
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     try:
+        check_gguf(path)
         shape = load_gguf_checkpoint(str(path))["config"]
         if shape.get("model_type") != "llama":
             return shape, {}
+        _backbone_config(path, shape)
         with torch.device("meta"):
             names = LlamaForCausalLM(LlamaConfig(**shape))
         tensors = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=names)["tensors"]
     except ImportError as error:
         raise UserError(f"{path} is GGUF, which needs the package gguf; run `pip install gguf`") from error
-    except (ValueError, KeyError, IndexError) as error:
-        raise UserError(f"{path} is no GGUF that can be read ({error}); download it again") from error
+    except UserError:
+        raise
+    except Exception as error:  # transformers and gguf raise many kinds
+        raise UserError(f"{path} is no GGUF that can be read ({one_line(error)}); download it again") from error
     return shape, tensors
 
 
@@ -153,28 +169,35 @@ def _read_vocab(folder: Path, gguf: str | None = None) -> AdoptedVocab:
     from transformers import AutoTokenizer
 
     try:
-        loaded = AutoTokenizer.from_pretrained(folder, **({"gguf_file": gguf} if gguf else {}))
+        named = {"gguf_file": gguf} if gguf else {}
+        loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **named)
         tokenizer = loaded.backend_tokenizer
+        kind = json.loads(tokenizer.to_str())["model"]["type"]
+        bos, eos = loaded.bos_token_id, loaded.eos_token_id
+        others = (loaded.pad_token_id, loaded.unk_token_id, *sorted(tokenizer.get_added_tokens_decoder()))
     except Exception as error:  # transformers and tokenizers raise many kinds
-        reason = str(error).split("\n")[0]
-        raise UserError(f"{folder} has no tokenizer that can be read ({reason}); download its tokenizer.json too") from error
-    if json.loads(tokenizer.to_str())["model"]["type"] != "BPE":
+        raise UserError(f"{folder} has no tokenizer that can be read ({one_line(error)}); download its tokenizer.json too") from error
+    if kind != "BPE":
         raise UserError(f"the tokenizer in {folder} is not of byte pairs (BPE), as those of Llama models are; give the checkpoint its own")
-    bos, eos = loaded.bos_token_id, loaded.eos_token_id
     if bos is None or eos is None or bos == eos:
         raise UserError(f"the tokenizer in {folder} names no bos_token and eos_token of its own; add them to tokenizer_config.json")
-    others = (loaded.pad_token_id, loaded.unk_token_id, *sorted(tokenizer.get_added_tokens_decoder()))
     spare = [i for i in others if i not in (None, bos, eos)]
     if not spare:
         raise UserError(f"the tokenizer in {folder} has no special token besides bos and eos to stand for silence; add a pad_token to it")
-    return Vocab.adopt(tokenizer, (spare[0], bos, eos))
+    try:
+        return Vocab.adopt(tokenizer, (spare[0], bos, eos))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise UserError(f"the tokenizer in {folder} cannot be taken over ({one_line(error)}); download its tokenizer.json again") from error
 
 
 def _backbone_config(folder: Path, shape: dict) -> BackboneConfig:
     if shape.get("model_type") != "llama":
         kind = shape.get("model_type")
-        raise UserError(f"{folder} is of the architecture {kind!r}; give one of 'llama', as TinyLlama and SmolLM2 are")
-    rope = dict(shape.get("rope_parameters") or {}) | dict(shape.get("rope_scaling") or {})
+        raise UserError(f"{folder} is of the architecture {shown(kind)}; give one of 'llama', as TinyLlama and SmolLM2 are")
+    ropes = [shape.get(name) or {} for name in ("rope_parameters", "rope_scaling")]
+    if not all(isinstance(rope, dict) for rope in ropes):
+        raise UserError(f"{folder} is damaged: its rope settings are {shown(ropes)}, no mappings; download it again")
+    rope = ropes[0] | ropes[1]
     kind = rope.get("rope_type", rope.get("type", "default"))
     unlike = {
         "hidden_act": shape.get("hidden_act", "silu") != "silu",
@@ -184,28 +207,36 @@ def _backbone_config(folder: Path, shape: dict) -> BackboneConfig:
     }
     if any(unlike.values()):
         name = next(k for k, v in unlike.items() if v)
-        raise UserError(f"{folder} has {name} {shape.get(name, kind)!r}, which the backbone lacks; give a Llama checkpoint without it")
-    heads = shape["num_attention_heads"]
-    head_width = shape.get("head_dim") or shape["hidden_size"] // heads
-    return BackboneConfig(
-        width=shape["hidden_size"],
-        num_layers=shape["num_hidden_layers"],
-        num_heads=heads,
-        num_kv_heads=shape.get("num_key_value_heads") or heads,
-        ff_width=shape["intermediate_size"],
-        rope_theta=float(shape.get("rope_theta") or rope.get("rope_theta") or 10000.0),
-        head_width=0 if head_width * heads == shape["hidden_size"] else head_width,
-        norm_eps=shape.get("rms_norm_eps", 1e-6),
-        **({ours: rope[theirs] for theirs, ours in _ROPE_KEYS.items()} if kind == "llama3" else {}),
-    )
+        raise UserError(f"{folder} has {name} {shown(shape.get(name, kind))}, which the backbone lacks; give a Llama checkpoint without it")
+    sizes = {name: shape.get(name) for name in _SIZES}
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= _MAX_SIZE:
+            raise UserError(f"{folder} is damaged: its {name} is {shown(size)}, not 1 to {_MAX_SIZE}; download it again")
+    heads, width = sizes["num_attention_heads"], sizes["hidden_size"]
+    head_width = shape.get("head_dim") or width // heads
+    values = {
+        "width": width,
+        "num_layers": sizes["num_hidden_layers"],
+        "num_heads": heads,
+        "num_kv_heads": shape.get("num_key_value_heads") or heads,
+        "ff_width": sizes["intermediate_size"],
+        "rope_theta": shape.get("rope_theta") or rope.get("rope_theta") or 10000.0,
+        "head_width": 0 if head_width == width / heads else head_width,
+        "norm_eps": shape.get("rms_norm_eps", 1e-6),
+        **({ours: rope.get(theirs) for theirs, ours in _ROPE_KEYS.items()} if kind == "llama3" else {}),
+    }
+    return build_config(folder, BackboneConfig, values, remedy="download it again")
 
 
 def _rename(folder: Path, tensors: dict[str, Tensor], config: BackboneConfig, shape: dict, adopted: AdoptedVocab) -> dict[str, Tensor]:
     tensors = {name.removeprefix("model."): value for name, value in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
     if shape.get("tie_word_embeddings") and "embed_tokens.weight" in tensors:
         tensors["lm_head.weight"] = tensors["embed_tokens.weight"]
-    with torch.device("meta"):
-        expected = {name: value.shape for name, value in Backbone(config).state_dict().items()}
+    try:
+        with torch.device("meta"):
+            expected = {name: value.shape for name, value in Backbone(config).state_dict().items()}
+    except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{folder} has a shape that cannot be built ({one_line(error)}); download it again") from error
     table = Size((shape["vocab_size"], config.width))
     check_fit(folder, tensors, expected | {"embed_tokens.weight": table, "lm_head.weight": table})
     if max(adopted.ids) >= shape["vocab_size"]:

@@ -11,6 +11,8 @@ import torch
 import torch.distributed
 from torch.utils.data import DataLoader, Dataset
 
+from duplex.errors import UserError
+
 
 def batch_generator(batch_idx: int, trainer: Any) -> torch.Generator:
     """The draws of one batch. They follow from the number that `StepLoader` gave it, so that several processes draw what one would."""
@@ -60,7 +62,10 @@ class StepLoader:
         loader = DataLoader(
             _Batches(self.make_batch), batch_size=None, sampler=numbers, num_workers=self.num_workers, multiprocessing_context="fork"
         )
-        yield from loader
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
 
     def _from_thread(self, numbers: range) -> Iterator[Any]:
         ready: queue.Queue = queue.Queue(self.prefetch)
@@ -93,10 +98,13 @@ class StepLoader:
 
 
 class _Batches(Dataset):
-    """Batches by number, as PyTorch's loader asks for them."""
+    """Batches by number, as PyTorch's loader asks for them. A UserError is handed over like one, for it must stay one sentence."""
 
     def __init__(self, make_batch: Callable[[int], Any]) -> None:
         self.make_batch = make_batch
 
     def __getitem__(self, number: int) -> Any:
-        return self.make_batch(number)
+        try:
+            return self.make_batch(number)
+        except UserError as error:
+            return error

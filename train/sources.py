@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Size, Tensor
 
+from codec.plain import one_line, shown
 from duplex.errors import UserError
+from duplex.vocab import Vocab
 
 
 def find_source(source: str, patterns: tuple[str, ...]) -> Path:
@@ -63,12 +65,26 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except Exception as error:  # safetensors raises its own type for damaged files
-        raise UserError(f"{path} is damaged ({error}); download or import it again") from error
+        raise UserError(f"{path} is damaged ({one_line(error)}); download or import it again") from error
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     """The contents of a safetensors file."""
     return save({name: value.contiguous() for name, value in tensors.items()})
+
+
+def read_vocab(path: str | Path) -> Vocab:
+    """Read a `tokenizer.json`.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"there is no tokenizer {path}; a run of the speak or dialogue stage makes it, or give the path of another")
+    try:
+        return Vocab.load(path)
+    except Exception as error:  # tokenizers raises bare Exception
+        raise UserError(f"{path} is damaged ({one_line(error)}); delete it, and the speak or dialogue stage makes it again") from error
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -99,7 +115,7 @@ def check_fit(where: object, given: Mapping[str, Tensor], expected: Mapping[str,
 def _misfits(given: Mapping[str, Tensor], expected: Mapping[str, Size]) -> Iterator[str]:
     for what, names in (("missing", sorted(set(expected) - set(given))), ("unknown", sorted(set(given) - set(expected)))):
         if names:
-            yield f"tensor {names[0]!r} is {what}" + (f", and {len(names) - 1} more" if len(names) > 1 else "")
+            yield f"tensor {shown(names[0])} is {what}" + (f", and {len(names) - 1} more" if len(names) > 1 else "")
     for name, shape in expected.items():
         if given[name].shape != shape:
             yield f"{name} is {tuple(given[name].shape)} in the file and {tuple(shape)} in the model"

@@ -6,13 +6,15 @@ import argparse
 import sys
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
+from typing import get_origin, get_type_hints
 
-import jsonargparse
-import yaml
-
+from codec.plain import one_line, parse_yaml, shown
 from duplex.cli import run
 from duplex.errors import UserError
 from train.synth import PartConfig, SynthConfig, build_part, encode_part
+
+_WORDS = {str: "a text", int: "a whole number", bool: "true or false"}
+_MAX_NUMBER = 2**31 - 1
 
 
 def load_config(path: str | Path) -> SynthConfig:
@@ -22,26 +24,38 @@ def load_config(path: str | Path) -> SynthConfig:
         UserError: the file is missing or no YAML; a key is unknown, missing or of another type; two parts share a name.
     """
     try:
-        data = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read as YAML ({str(error).splitlines()[0]}); see train/configs/pocket-synth.yaml") from error
+        data = parse_yaml(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as YAML ({one_line(error)}); see train/configs/pocket-synth.yaml") from error
     _check_keys(path, data, SynthConfig, "the config")
     parts = data.get("parts", [])
     if not isinstance(parts, list):
         raise UserError(f"{path}: parts is {type(parts).__name__}; give a list with a mapping for every part")
+    built = []
     for i, part in enumerate(parts):
         _check_keys(path, part, PartConfig, f"part {i + 1}")
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(SynthConfig, "synth")
-    try:
-        config = parser.instantiate(parser.parse_object({"synth": data})).synth
-    except (jsonargparse.ArgumentError, ValueError) as error:
-        raise UserError(f"{path} has a value of the wrong type: {' '.join(str(error).split())}") from error
+        built.append(PartConfig(**_values(path, part, PartConfig, f"part {i + 1}")))
+    config = SynthConfig(**_values(path, {**data, "parts": built}, SynthConfig, "the config"))
     names = [part.name for part in config.parts]
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
-        raise UserError(f"{path} defines part {doubled[0]!r} more than once; give every part its own name")
+        raise UserError(f"{path} defines part {shown(doubled[0])} more than once; give every part its own name")
     return config
+
+
+def _values(path: str | Path, data: dict, cls: type, where: str) -> dict:
+    """The values of a checked mapping for the fields of a dataclass."""
+    hints = get_type_hints(cls)
+    for key, value in data.items():
+        hint = hints[key]
+        if hint is int and isinstance(value, int) and not isinstance(value, bool) and abs(value) > _MAX_NUMBER:
+            raise UserError(f"{path}: {where} has {shown(value)} for {key!r}; give a number up to {_MAX_NUMBER}")
+        texts = get_origin(hint) is tuple
+        fits = isinstance(value, list) and all(isinstance(v, str) for v in value) if texts else type(value) is (get_origin(hint) or hint)
+        if not fits:
+            wanted = "a list of texts" if texts else _WORDS.get(hint, "a list")
+            raise UserError(f"{path}: {where} has a value of the wrong type for {key!r}: {shown(value)}; give {wanted}")
+    return {key: tuple(value) if get_origin(hints[key]) is tuple else value for key, value in data.items()}
 
 
 def _check_keys(path: str | Path, data: object, cls: type, where: str) -> None:
@@ -50,7 +64,7 @@ def _check_keys(path: str | Path, data: object, cls: type, where: str) -> None:
     known = [f.name for f in fields(cls)]
     unknown = [str(key) for key in data if key not in known]
     if unknown:
-        raise UserError(f"{path}: {where} has the unknown key {unknown[0]!r}; known keys are {', '.join(known)}")
+        raise UserError(f"{path}: {where} has the unknown key {shown(unknown[0])}; known keys are {', '.join(known)}")
     missing = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING and f.name not in data]
     if missing:
         raise UserError(f"{path}: {where} has no {missing[0]!r}; add it")
