@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -67,6 +68,14 @@ def _check(data: Any, max_nodes: int) -> None:
 
 def _is_text(text: str) -> bool:
     return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether there is a file of this name; no where no file can have it, as it is too long for one or holds a null."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def shown(value: object) -> str:

@@ -185,7 +185,7 @@ def _recording(path: Path, error: Any) -> Utterance:
     try:
         audio, rate_hz = read_recording(path)
     except ValueError as problem:
-        raise error(f"{path} cannot be read as audio ({one_line(problem)}); give a WAV, FLAC or OGG file") from problem
+        raise error(f"{one_line(path)} cannot be read as audio ({one_line(problem)}); give a WAV, FLAC or OGG file") from problem
     if not USER_HZ // 4 <= rate_hz <= 192_000 or len(audio) > MAX_S * rate_hz:
         raise error(f"{path} lasts {len(audio) / rate_hz:.0f} s at {rate_hz} Hz; give at most {MAX_S:.0f} s at 4000 to 192000 Hz")
     samples = soxr.resample(audio.mean(1), rate_hz, USER_HZ)

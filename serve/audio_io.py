@@ -23,6 +23,7 @@ OUTPUT_HZ = 24000
 FRAME_SAMPLES = 1280  # 80 ms at INPUT_HZ
 MIN_HZ, MAX_HZ = 8000, 192000
 FULL_SCALE = 32767 / 32768  # the largest sample of 16-bit audio
+_LOUDEST = 1000.0  # floating samples beyond it would not stay finite through a resampler
 CLIPPED_SHARE = 0.001  # above this share of clipped samples the reader warns
 
 
@@ -124,7 +125,7 @@ class AudioReader:
                     )
                 self.num_clipped += int((np.abs(samples).max(axis=1) >= FULL_SCALE).sum())
                 num_read += len(samples)
-                yield samples.mean(axis=1)
+                yield samples.clip(-_LOUDEST, _LOUDEST).mean(axis=1)
         except soundfile.LibsndfileError as error:
             raise UserError(f"{self.path} is damaged after {num_read / self.source_hz:.1f} s; give a whole file") from error
         if num_read < self._file.frames:

@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 import soundfile
 
-from codec.plain import one_line, parse_json, shown
+from codec.plain import is_file, one_line, parse_json, shown
 from duplex.errors import UserError
 
 MAX_LINE_BYTES = 1 << 24
@@ -128,7 +128,7 @@ def load_voice(cut: Any, recording: Any, where: str) -> np.ndarray:
         (source,) = recording.sources
         if source.type not in ("file", "memory") or recording.transforms:
             raise ValueError(f"it is of the type {shown(source.type)} or transformed; write it into a file of its own")
-        start, length = round(cut.start * recording.sampling_rate), round(cut.duration * recording.sampling_rate)
+        start, length = (round(float(seconds) * recording.sampling_rate) for seconds in (cut.start, cut.duration))
         if start < 0 or length <= 0:
             raise ValueError(f"the cut says samples {start} to {start + length}")
         audio, rate_hz = read_recording(io.BytesIO(source.source) if source.type == "memory" else source.source, start, length)
@@ -153,7 +153,7 @@ def read_recording(source: str | Path | IO[bytes], start: int = 0, length: int |
     Raises:
         ValueError: it is no audio file, it has more than 8 channels, is longer than MAX_HOURS, or holds NaN or infinity.
     """
-    if isinstance(source, str | Path) and not Path(source).is_file():
+    if isinstance(source, str | Path) and not is_file(source):
         raise ValueError(f"there is no file {shown(str(source))}")
     try:
         with soundfile.SoundFile(source) as file:

@@ -12,7 +12,7 @@ import yaml
 from torch import Size, Tensor, nn
 
 from codec.checkpoint import build_config, read_config, write_files
-from codec.plain import one_line, parse_json, shown
+from codec.plain import is_file, one_line, parse_json, shown
 from duplex.backbone import Backbone
 from duplex.config import BackboneConfig
 from duplex.errors import UserError
@@ -137,7 +137,7 @@ def _read_safetensors(folder: Path) -> dict[str, Tensor]:
         raise UserError(f"{folder} holds no *.safetensors; download them, or convert the checkpoint with `save_pretrained`")
     tensors: dict[str, Tensor] = {}
     for name in sorted(names):
-        if not (folder / name).is_file():
+        if not is_file(folder / name):
             raise UserError(f"{folder} lacks {one_line(name)}, one of the {len(names)} files of this checkpoint; download it too")
         tensors |= read_tensors(folder / name)
     return tensors
