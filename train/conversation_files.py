@@ -135,7 +135,9 @@ def read_stereo(path: Path, name: str, agent_channel: int, recognizer: Recognize
     try:
         audio, rate_hz = read_recording(path)
     except ValueError as error:
-        raise UserError(f"{one_line(path)} cannot be read ({one_line(error)}); give a stereo recording with one speaker on each channel") from error
+        raise UserError(
+            f"{one_line(path)} cannot be read ({one_line(error)}); give a stereo recording with one speaker on each channel"
+        ) from error
     if audio.shape[1] != 2:
         raise UserError(f"{path} has {audio.shape[1]} channel(s); a conversation needs two, with one speaker on each")
     voices = (audio[:, 1 - agent_channel], audio[:, agent_channel])
