@@ -171,7 +171,9 @@ def test_connections_that_come_and_go_leave_nothing(
         await shut_down(runner, engine, 0.0)
         assert not caplog.records, "a visit was logged as an error"
         assert not engine.error and after[1] <= before[1] + 2 and after[2] <= before[2] and after[0] < before[0] + GROWTH_MB
-        assert neighbour.num_frames > 5 and neighbour.num_late <= max(0.02 * neighbour.num_frames, 2)
+        assert neighbour.num_frames > 5
+        if cycles > 1000:  # in a short run, whatever else the machine does would decide
+            assert neighbour.num_late <= 0.02 * neighbour.num_frames
         return {
             "connections": cycles, "calls": stats.num_opened, "refused": stats.num_refused, "files_left": after[1] - before[1],
             "memory_mb": round(after[0] - before[0], 1), "neighbour_frames": neighbour.num_frames, "neighbour_late": neighbour.num_late,
