@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.random import Generator
 
+from codec.plain import one_line, shown
 from duplex.clock import FRAME_MS
 from duplex.errors import UserError
 from duplex.vocab import Vocab
@@ -86,21 +87,22 @@ def check_conversation(conversation: Conversation, vocab: Vocab | None = None) -
         for one in spoken:
             if not 0 <= one.start_s < one.end_s <= duration_s + FRAME_S:
                 raise UserError(
-                    f"{name}: {one.text!r} of the {role} is at {one.start_s:.2f} to {one.end_s:.2f} s of {duration_s:.2f} s of audio; "
+                    f"{name}: {shown(one.text)} of the {role} is at {one.start_s:.2f} to {one.end_s:.2f} s of {duration_s:.2f} s of audio; "
                     "correct its start and duration"
                 )
         for one, other in pairwise(spoken):
             if other.start_s < one.end_s - 1e-3:
                 raise UserError(
-                    f"{name}: {other.text!r} of the {role} begins at {other.start_s:.2f} s, before {one.text!r} of the same speaker ends "
-                    f"at {one.end_s:.2f} s; put each speaker on a channel of its own, or join the two"
+                    f"{name}: {shown(other.text)} of the {role} begins at {other.start_s:.2f} s, "
+                    f"before {shown(one.text)} of the same speaker ends at {one.end_s:.2f} s; put each speaker on a channel of its own, or join the two"
                 )
     if vocab is not None:
         for turn in agent_turns(conversation):
             try:
                 token_frames(turn.utterance, vocab)
             except UserError as error:
-                raise UserError(f"{name} at {turn.start_frame * FRAME_S:.2f} s: {error}; correct the text or the duration") from error
+                at_s = turn.start_frame * FRAME_S
+                raise UserError(f"{name} at {at_s:.2f} s: {one_line(error)}; correct the text or the duration") from error
 
 
 def agent_turns(conversation: Conversation) -> list[AgentTurn]:

@@ -155,7 +155,7 @@ def test_connections_that_come_and_go_leave_nothing(
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         port, neighbour = runner.addresses[0][1], Neighbour(engine)
         async with ClientSession() as session:
-            for _ in range(3):  # what is made once, such as caches and pools, is made
+            for _ in range(effort(3, 100)):  # what is made once, such as caches and pools, is made
                 await asyncio.gather(*(visit(PATHS[i % 2], session, port, rng) for i in range(10)))
             tasks = len(asyncio.all_tasks())
             await settled(engine, 1, tasks)
