@@ -94,7 +94,8 @@ def check_conversation(conversation: Conversation, vocab: Vocab | None = None) -
             if other.start_s < one.end_s - 1e-3:
                 raise UserError(
                     f"{name}: {shown(other.text)} of the {role} begins at {other.start_s:.2f} s, "
-                    f"before {shown(one.text)} of the same speaker ends at {one.end_s:.2f} s; put each speaker on a channel of its own, or join the two"
+                    f"before {shown(one.text)} of the same speaker ends at {one.end_s:.2f} s; "
+                    "put each speaker on a channel of its own, or join the two"
                 )
     if vocab is not None:
         for turn in agent_turns(conversation):
