@@ -48,6 +48,18 @@ def parse_json(text: str | bytes) -> Any:
     return data
 
 
+def parse_mapping(text: str | bytes) -> dict:
+    """What a JSON text stands for, where that is a mapping.
+
+    Raises:
+        ValueError: as `parse_json`, or it stands for something else.
+    """
+    data = parse_json(text)
+    if not isinstance(data, dict):
+        raise ValueError(f"it holds {shown(data)}, which is no mapping")
+    return data
+
+
 def _check(data: Any, max_nodes: int) -> None:
     waiting, count = [data], 0
     while waiting:

@@ -45,7 +45,7 @@ def random_batch(config: ModelConfig, rows: int, frames: int, device: torch.devi
 
 def make_stage(config: ModelConfig, recompute: bool, compiles: bool) -> DialogueStage:
     """The dialogue stage with random weights, outside of a trainer. The auxiliary CTC, which the shipped recipe leaves out, is left out."""
-    stage = DialogueStage(10**6, config, loss=LossConfig(ctc=0.0), recompute=recompute, compile_backbone=compiles)
+    stage = DialogueStage(10**6, config, loss=LossConfig(ctc=0.0))
     stage.model = DuplexModel(config)
     stage.model.backbone.recomputes = recompute
     stage.listener = nn.Linear(config.backbone.width, config.vocab_size)

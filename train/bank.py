@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from codec.checkpoint import write_files
-from codec.plain import one_line, parse_json, shown
+from codec.plain import one_line, parse_mapping, shown
 from duplex.errors import UserError
 from train.cut_files import as_words, load_codes, load_voice, read_cuts
 
@@ -106,12 +106,9 @@ def read_json(path: Path, remedy: str) -> dict:
         UserError: it is damaged; `remedy` says what to do.
     """
     try:
-        data = parse_json(path.read_bytes())
+        return parse_mapping(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise UserError(f"the bank file {path} is damaged: it is not JSON; {remedy}") from error
-    if not isinstance(data, dict):
-        raise UserError(f"the bank file {path} is damaged: it is no mapping; {remedy}")
-    return data
+        raise UserError(f"the bank file {path} is damaged ({one_line(error)}); {remedy}") from error
 
 
 def drop_time(path: Path) -> None:

@@ -12,7 +12,7 @@ import yaml
 from torch import Size, Tensor, nn
 
 from codec.checkpoint import build_config, read_config, write_files
-from codec.plain import is_file, one_line, parse_json, shown
+from codec.plain import is_file, one_line, parse_mapping, shown
 from duplex.backbone import Backbone
 from duplex.config import BackboneConfig
 from duplex.errors import UserError
@@ -117,12 +117,9 @@ def start_from(model: DuplexModel, language: LanguageModel) -> None:
 
 def _read_json(path: Path) -> dict:
     try:
-        data = parse_json(path.read_bytes())
+        return parse_mapping(path.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({one_line(error)}); download it again") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{path} is damaged: it holds {shown(data)}, which is no mapping; download it again")
-    return data
 
 
 def _read_safetensors(folder: Path) -> dict[str, Tensor]:
