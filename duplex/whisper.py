@@ -29,6 +29,18 @@ _WHISPER_POSITIONS = 1500
 _SLOWEST_BASE = 10000.0
 
 
+def whisper_mel(num_mels: int) -> LogMel:
+    """The spectrum that Whisper reads, before `scale_mel`; each window ends with its hop."""
+    clock, fft = FrameClock(), 400
+    filters = slaney_filters(fft // 2 + 1, clock.input_hz, num_mels)
+    return LogMel(clock.input_hz, fft, clock.input_samples // _HOPS, num_mels, _MEL_FLOOR, filters)
+
+
+def scale_mel(log_mel: Tensor) -> Tensor:
+    """Whisper's scale: (log10 + 4) / 4."""
+    return log_mel / (4 * math.log(10.0)) + 1.0
+
+
 def position_sinusoids(positions: Tensor, width: int) -> Tensor:
     """Whisper's sinusoids at positions [B, T] -> [B, T, width]; those with a period above 30 s stay at their value of 15 s."""
     half = width // 2
@@ -176,9 +188,7 @@ class CausalWhisper(Encoder):
     def __init__(self, config: WhisperConfig) -> None:
         super().__init__()
         self.config, self.width = config, config.width
-        clock, fft = FrameClock(), 400
-        filters = slaney_filters(fft // 2 + 1, clock.input_hz, config.num_mels)
-        self.mel = LogMel(clock.input_hz, fft, clock.input_samples // _HOPS, config.num_mels, _MEL_FLOOR, filters)
+        self.mel = whisper_mel(config.num_mels)
         self.conv1 = TimeConv(config.num_mels, config.token_width, 3)
         self.conv2 = TimeConv(config.token_width, config.token_width, 3, stride=2)
         self.layers = nn.ModuleList(WhisperLayer(config) for _ in range(config.num_layers))
@@ -198,11 +208,11 @@ class CausalWhisper(Encoder):
 
     def features(self, audio: Tensor) -> Tensor:
         """[B, T * 1280] -> Whisper's log-mel [B, T * 8, num_mels], from silence."""
-        return self._scale(self.mel(audio))
+        return scale_mel(self.mel(audio))
 
     def step(self, audio: Tensor, state: WhisperState) -> Tensor:
         """[B, T * 1280] -> [B, T, width]."""
-        return self._encode(self._scale(self.mel.step(audio, state.mel)), state, 0)
+        return self._encode(scale_mel(self.mel.step(audio, state.mel)), state, 0)
 
     def encode_features(self, mel: Tensor, first_frame: int = 0) -> Tensor:
         """Log-mel [B, T * 8, num_mels] -> [B, T, width], as a session that begins now and counts its frames from `first_frame`."""
@@ -211,10 +221,6 @@ class CausalWhisper(Encoder):
     def ctc_logits(self, x: Tensor) -> Tensor:
         """[B, T, width] -> [B, T * ctc_per_frame, CTC_SIZE]."""
         return rearrange(self.ctc(x.to(self.ctc.weight.dtype)), "b t (n c) -> b (t n) c", n=self.config.ctc_per_frame)
-
-    @staticmethod
-    def _scale(log_mel: Tensor) -> Tensor:
-        return log_mel / (4 * math.log(10.0)) + 1.0  # (log10 + 4) / 4
 
     def _encode(self, mel: Tensor, state: WhisperState, first_frame: int) -> Tensor:
         mel = torch.cat([state.features, mel.to(state.features.dtype)], 1)

@@ -16,6 +16,7 @@ from duplex.encoder import Encoder
 from duplex.errors import UserError
 from duplex.model import build_encoder
 from duplex.vocab import CTC_SIZE, Vocab, ctc_decode, ctc_encode
+from duplex.whisper import TOKENS_PER_FRAME
 from train.augment import AugmentConfig, augment_utterance
 from train.bank import USER_HZ, Utterance, Word, read_part
 from train.composer import render_user
@@ -23,26 +24,30 @@ from train.layout import lay_heard
 from train.loader import StepLoader, batch_generator
 from train.precision import autocast
 from train.pretrained import load_encoder, whisper_encoder_weights
+from train.recordings import read_recordings
 from train.schedule import warmup_cosine
 from train.sources import read_checkpoint, read_vocab
+from train.teacher import WhisperTeacher
 from train.timeline import USER_FRAME_SAMPLES, Timeline, UserTurn
 
 ALIGN_DELAY_S = 0.1
+FOLLOW_DELAY_FRAMES = 1
 HEARD_SIL = 0.1  # weight of frames after which no word has just ended, among the words heard
 _SLOT_SAMPLES = 640  # of two CTC slots a frame
 
 
 @dataclass
 class SpeechBatch:
-    """Utterances with their transcripts.
+    """Utterances with their transcripts, and below them rows of recordings without.
 
     Attributes:
-        audio: [B, T * 1280] float32.
+        audio: [B + R, T * 1280] float32.
         targets: All transcripts in a row, CTC ids [sum(target_lens)].
         target_lens: [B].
         aligned: [B, T * ctc_per_frame] the character that sounded `ALIGN_DELAY_S` ago by the words' true times, 0 in silence,
             -100 where times are not known.
         heard: [B, T] the words as tokens of the agent's vocabulary, see `train.layout.lay_heard`; None without a tokenizer.
+        clean: [C, T * 1280] the last rows before room, noise and line, for a teacher; None where there is none.
     """
 
     audio: Tensor
@@ -50,6 +55,7 @@ class SpeechBatch:
     target_lens: Tensor
     aligned: Tensor
     heard: Tensor | None = None
+    clean: Tensor | None = None
 
 
 def mask_features(mel: Tensor, generator: torch.Generator, time_masks: int = 2, band_masks: int = 2) -> Tensor:
@@ -73,6 +79,9 @@ class UserSpeech(lightning.LightningDataModule):
         num_steps: Batches a run.
         tokenizer: Path of the agent's `tokenizer.json`, for the words heard; None leaves them out.
         batch_size, row_seconds: Rows a batch and their length.
+        recordings: Folders of recordings of people, see `train.recordings`, for a teacher (`EncoderStage`).
+        recorded_rows: Rows of them in every batch, beside `batch_size`.
+        clean_rows: How many rows, those of recordings first, the teacher hears.
         val_part: User part whose error rates are logged; None logs none.
         augment: Changes to voice and channel.
         seed: Seed of every draw.
@@ -87,6 +96,9 @@ class UserSpeech(lightning.LightningDataModule):
         tokenizer: str | None = None,
         batch_size: int = 8,
         row_seconds: float = 10.0,
+        recordings: list[str] = [],  # noqa: B006 - never written to
+        recorded_rows: int = 0,
+        clean_rows: int = 0,
         val_part: str | None = "user-val",
         augment: AugmentConfig = AugmentConfig(),  # noqa: B008 - frozen
         seed: int = 0,
@@ -96,9 +108,13 @@ class UserSpeech(lightning.LightningDataModule):
         self.num_workers = num_workers
         self.bank, self.parts, self.val_part, self.tokenizer = Path(bank), parts, val_part, tokenizer
         self.num_steps, self.batch_size, self.augment, self.seed = num_steps, batch_size, augment, seed
+        if recorded_rows and not recordings:
+            raise UserError(f"recorded_rows is {recorded_rows} but no recordings are given; name their folders in recordings")
+        self.recordings, self.recorded_rows, self.clean_rows = recordings, recorded_rows, clean_rows
         self.num_frames = round(row_seconds * USER_HZ) // USER_FRAME_SAMPLES
         self.vocab: Vocab | None = None
         self._utterances: list[Utterance] = []
+        self._recordings: list[Utterance] = []
         self._val: list[Utterance] = []
 
     def setup(self, stage: str) -> None:
@@ -107,6 +123,9 @@ class UserSpeech(lightning.LightningDataModule):
             return
         self.vocab = read_vocab(self.tokenizer) if self.tokenizer else None
         self._utterances = [u for part in self.parts for u in read_part(self.bank / part)]
+        if self.recorded_rows:
+            longest_s = self.num_frames * USER_FRAME_SAMPLES / USER_HZ / 2
+            self._recordings = [u for folder in self.recordings for u in read_recordings(folder, longest_s)]
         if self.val_part and (self.bank / self.val_part / "plan.json").exists():
             self._val = sorted(read_part(self.bank / self.val_part), key=lambda u: u.num_samples)
 
@@ -126,13 +145,22 @@ class UserSpeech(lightning.LightningDataModule):
     def batch(self, step: int) -> SpeechBatch:
         """The rows of one step."""
         rng = np.random.default_rng((self.seed, step))
-        return self._collate([self._row(rng) for _ in range(self.batch_size)], self.num_frames, self.augment, rng)
+        rows = [self._row(self._utterances, rng) for _ in range(self.batch_size)]
+        batch = self._collate(rows, self.num_frames, self.augment, rng)
+        if not self.clean_rows:
+            return batch
+        recorded = [self._row(self._recordings, rng) for _ in range(self.recorded_rows)]
+        heard = [render_user(Timeline(self.num_frames, tuple(turns), ()), self.augment, rng, self._utterances) for turns in recorded]
+        rows = (rows + recorded)[-self.clean_rows :]
+        clean = [render_user(Timeline(self.num_frames, tuple(turns), ()), None, rng) for turns in rows]
+        audio = torch.cat([batch.audio, *(torch.from_numpy(row[None]) for row in heard)])
+        return replace(batch, audio=audio, clean=torch.from_numpy(np.stack(clean)))
 
-    def _row(self, rng: np.random.Generator) -> list[UserTurn]:
+    def _row(self, utterances: list[Utterance], rng: np.random.Generator) -> list[UserTurn]:
         turns: list[UserTurn] = []
         start = int(rng.integers(0, USER_HZ))
         while True:
-            turn = self._turn(self._utterances[rng.integers(len(self._utterances))], start, self.augment, rng)
+            turn = self._turn(utterances[rng.integers(len(utterances))], start, self.augment, rng)
             if turn.end_frame + 3 > self.num_frames:
                 return turns
             turns.append(turn)
@@ -199,7 +227,8 @@ def edit_distance(a: list[int], b: list[int]) -> int:
 
 class EncoderStage(lightning.LightningModule):
     """Trains the encoder to hear: CTC on characters, a frame-wise guess of the character being spoken (which gets it off CTC's first
-    plateau), and each word, as the agent's tokens, just after it has ended.
+    plateau), and each word, as the agent's tokens, just after it has ended. With a teacher, also what that makes of the clean sound,
+    a frame late.
 
     Args:
         num_steps: Steps of the schedule.
@@ -208,6 +237,8 @@ class EncoderStage(lightning.LightningModule):
         init_whisper: Whisper encoder to start from, see `train.pretrained.whisper_encoder_weights`.
         init_from: Lightning checkpoint of an earlier encoder stage to start from, heads included, or the folder of an encoder that
             `duplex import` wrote.
+        teacher: Whisper model whose whole-row encoder a head of the encoder follows, named like `init_whisper`.
+        teacher_weight: Weight of that loss, whose value is 1 for a guess that knows nothing.
     """
 
     def __init__(
@@ -218,27 +249,38 @@ class EncoderStage(lightning.LightningModule):
         warmup_steps: int = 300,
         init_whisper: str | None = None,
         init_from: str | None = None,
+        teacher: str | None = None,
+        teacher_weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.num_steps, self.learning_rate, self.warmup_steps = num_steps, learning_rate, warmup_steps
-        self.init_whisper, self.init_from = init_whisper, init_from
+        self.init_whisper, self.init_from, self.teacher_source, self.teacher_weight = init_whisper, init_from, teacher, teacher_weight
+        self._teacher: list[WhisperTeacher] = []  # a list keeps it out of weights and checkpoints
         self.config, self.encoder = encoder, build_encoder(encoder)
         self.align = nn.Linear(encoder.width, encoder.ctc_per_frame * CTC_SIZE)
         self.listener: nn.Linear | None = None
+        self.follower: nn.Linear | None = None
 
     def configure_model(self) -> None:
-        """Add the head for words once the vocabulary is known, and read the weights to start from."""
+        """Add the head for words once the vocabulary is known and the teacher's, and read the weights to start from."""
         if self.listener is not None:
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         data.setup("fit")
         self.listener = nn.Linear(self.encoder.width, data.vocab.size if data.vocab else 1)
+        if self.teacher_source:
+            if not data.clean_rows:
+                raise UserError("a teacher is given but nothing for it to hear; set the data's clean_rows to 1 or more")
+            self._teacher.append(WhisperTeacher(self.teacher_source, data.num_frames))
+            self.follower = nn.Linear(self.encoder.width, TOKENS_PER_FRAME * self._teacher[0].width)
         if self.init_whisper:
             load_whisper(self.encoder, self.init_whisper)
         if self.init_from and Path(self.init_from).is_dir():
             load_encoder(self.encoder, self.config, self.init_from)
         elif self.init_from:
-            self.load_state_dict(read_checkpoint(self.init_from)["state_dict"])
+            weights, own = read_checkpoint(self.init_from)["state_dict"], self.state_dict()
+            follower = {k: v for k, v in own.items() if k.startswith("follower.")}
+            self.load_state_dict({**follower, **{k: v for k, v in weights.items() if k in own or not k.startswith("follower.")}})
 
     def configure_optimizers(self):
         """AdamW and a cosine by step."""
@@ -253,14 +295,28 @@ class EncoderStage(lightning.LightningModule):
         mel = mask_features(self.encoder.features(batch.audio), generator)
         with autocast(self.device):
             hidden = self.encoder.encode_features(mel, random_first_frame(generator))
+        everything, hidden = hidden, hidden[: len(batch.aligned)]
         ctc = ctc_loss(self.encoder, hidden, batch.targets, batch.target_lens)
         logits = self.align(hidden.float()).view(*batch.aligned.shape, CTC_SIZE)
         align = nn.functional.cross_entropy(logits.flatten(0, 1), batch.aligned.flatten(), ignore_index=-100)
         logs = {"ctc": ctc, "align": align}
         if batch.heard is not None:
             logs["heard"] = heard_loss(self.listener(hidden.float()), batch.heard, HEARD_SIL)
+        total = torch.stack(list(logs.values())).sum()
+        if self.follower is not None and batch.clean is not None:
+            logs["follow"] = self._distance(everything, batch.clean)
+            total = total + self.teacher_weight * logs["follow"]
         self.log_dict(logs, prog_bar=True)
-        return torch.stack(list(logs.values())).sum()
+        return total
+
+    def _distance(self, hidden: Tensor, clean: Tensor) -> Tensor:
+        """Mean squared distance of what the last rows make of each frame, a frame late, from what the teacher makes of it."""
+        assert self.follower is not None
+        teacher = self._teacher[0].to(self.device)
+        with torch.no_grad(), autocast(self.device):
+            wanted = teacher(clean)
+        followed = self.follower(hidden[-len(clean) :, FOLLOW_DELAY_FRAMES:].float())
+        return nn.functional.mse_loss(followed, wanted[:, :-FOLLOW_DELAY_FRAMES])
 
     def validation_step(self, batch: SpeechBatch, batch_idx: int) -> None:
         """Character error rate of the greedy transcript, and the share of word tokens missed at their frame."""

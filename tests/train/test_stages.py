@@ -125,7 +125,7 @@ def test_encoder_stage_learns(bank: TinyBank, tmp_path: Path, kind: str) -> None
 def test_rows_of_speech(bank: TinyBank) -> None:
     data = UserSpeech(str(bank.folder), ["user"], 1, row_seconds=12.0, val_part=None)
     data.setup("fit")
-    rows = [data._row(np.random.default_rng(i)) for i in range(20)]
+    rows = [data._row(data._utterances, np.random.default_rng(i)) for i in range(20)]
     assert max(len(row) for row in rows) > 1
     for row in rows:
         assert all(a.end_sample + 1600 <= b.start_sample for a, b in pairwise(row)) and all(turn.end_frame + 3 <= 150 for turn in row)

@@ -1,0 +1,42 @@
+"""Recordings of people without transcripts, as utterances that have sound alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from codec.plain import one_line
+from duplex.errors import UserError
+from train.bank import USER_HZ, Utterance
+from train.synth import trim_bounds
+
+SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
+_SHORTEST_S = 0.3
+
+
+def read_recordings(folder: str | Path, longest_s: float) -> list[Utterance]:
+    """Every recording below a folder, mono at 16 kHz, trimmed; long ones in pieces of `longest_s`. Texts and words are empty.
+
+    Raises:
+        UserError: there are none, or one cannot be read.
+    """
+    found: list[Utterance] = []
+    for path in sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES):
+        try:
+            sound, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
+        except (OSError, soundfile.SoundFileError) as error:
+            raise UserError(f"{path} cannot be read ({one_line(error)}); take it out of {folder} or convert it to wav") from error
+        audio = soxr.resample(np.nan_to_num(sound.mean(1)), rate_hz, USER_HZ)
+        start, end = trim_bounds(audio, USER_HZ)
+        piece = round(longest_s * USER_HZ)
+        for i, at in enumerate(range(start, end, piece)):
+            part = audio[at : min(at + piece, end)]
+            if len(part) >= _SHORTEST_S * USER_HZ:
+                samples = np.round(part.clip(-1, 1) * 32767.0).astype(np.int16)
+                found.append(Utterance(f"{path.relative_to(folder)}-{i}", "", "recording", samples, USER_HZ))
+    if not found:
+        raise UserError(f"{folder} has no recordings; put {', '.join(SUFFIXES)} files there")
+    return found
