@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from enum import IntEnum
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,14 @@ from duplex.knobs import KnobState, init_knobs, note_written, turn_knobs
 from duplex.sampling import Sampling, sample_codes, sample_text
 from duplex.vocab import Vocab
 from duplex.whisper import CausalWhisper
+
+
+class Presence(IntEnum):
+    """What a frame of the user may hold."""
+
+    NOTHING = 0
+    NOISE = 1
+    SPEECH = 2
 
 
 @dataclass
@@ -65,6 +74,7 @@ class StepOutput:
     text: Tensor  # [B] text_{t+1}
     codes: Tensor  # [B, K] codes_t
     logits: Logits
+    presence: Tensor | None  # [B, 3] how likely the frame holds each of `Presence`; None without a head for it
 
 
 class Adapter(nn.Module):
@@ -103,6 +113,7 @@ class DuplexModel(nn.Module):
         self.fusion = Fusion(config)
         self.backbone = Backbone(config.backbone)
         self.heads = Heads(config)
+        self.presence = Linear(config.encoder.width, len(Presence)) if config.presence_head else None
         self.register_buffer("silence_codes", torch.tensor(config.silence_codes), persistent=False)
 
     @property
@@ -185,4 +196,5 @@ class DuplexModel(nn.Module):
             note_written(text, state.knobs)
         state.text.copy_(text)
         state.codes.copy_(codes)
-        return StepOutput(text, codes, logits)
+        presence = None if self.presence is None else self.presence(encoded[:, 0]).float().softmax(-1)
+        return StepOutput(text, codes, logits, presence)

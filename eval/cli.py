@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from duplex.sampling import Sampling
     from eval.suites import Run, SuiteRun
 
-SUITES_HELP = "answers, turns, impatient, listening, backchannel, noise, echo, long, fdb, codec, hearing, or a scenario file (.yaml)"
+SUITES_HELP = (
+    "answers, turns, impatient, listening, backchannel, noise, echo, long, fdb, codec, hearing, presence, or a scenario file (.yaml)"
+)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -182,7 +184,17 @@ def _hearing(args: argparse.Namespace) -> SuiteRun:
         return run_hearing(encoder, args.system, recordings, WhisperAsr(), args.seed, done)
 
 
-_PARTS = {"codec": _codec, "hearing": _hearing}  # suites of a part of the model
+def _presence(args: argparse.Namespace) -> SuiteRun:
+    from duplex.checkpoint import load_speaker
+    from eval.presence import run_presence
+    from eval.scenarios import load_pool
+
+    pool, model = load_pool(args.bank, args.split), load_speaker(args.system).model
+    with _progress("presence", min(args.n, len(pool))) as done:
+        return run_presence(model, args.system, pool, args.n, args.seed, done)
+
+
+_PARTS = {"codec": _codec, "hearing": _hearing, "presence": _presence}  # suites of a part of the model
 
 
 def _finish(runs: list, out: Path) -> None:

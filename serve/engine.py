@@ -270,10 +270,11 @@ class Engine:
                 call.is_fresh = False
         out = self._arena.step([call.row for call, _ in due], torch.from_numpy(np.stack([frame.audio for _, frame in due])))
         text, codes, audio = out.text.tolist(), out.codes.tolist(), out.audio.cpu().numpy()
+        presence = [None] * len(due) if out.presence is None else out.presence.tolist()
         end_s = self.clock()
         frames: list[CallFrame] = []
         for i, (call, heard) in enumerate(due):
-            frame = call.dialogue.frame(text[i], codes[i], audio[i])
+            frame = call.dialogue.frame(text[i], codes[i], audio[i], presence[i])
             turn = call.tracker.push(frame, heard.audio)
             call.quiet_frames = 0 if call.tracker.user_heard or call.tracker.has_turn else call.quiet_frames + 1
             frames.append(CallFrame(frame, call.tracker.user_heard, end_s - heard.ready_s > FRAME_S, turn))

@@ -21,10 +21,11 @@ class RowsOutput:
     text: Tensor  # [B] token written at this frame; its sound is still to come
     codes: Tensor  # [B, K]
     audio: Tensor  # [B, output_samples], -1..1, behind the codes by the codec's delay
+    presence: Tensor | None  # [B, 3] of the user, see `duplex.model.StepOutput`
 
     def select(self, rows: Tensor) -> RowsOutput:
         """Copies of some rows; `rows` are indices [n]."""
-        return RowsOutput(self.text[rows], self.codes[rows], self.audio[rows])
+        return RowsOutput(self.text[rows], self.codes[rows], self.audio[rows], None if self.presence is None else self.presence[rows])
 
 
 def step_frame(
@@ -36,7 +37,7 @@ def step_frame(
     None where nothing is.
     """
     out = speaker.model.step(audio.clamp(-1.0, 1.0), state, sampling, uniforms=uniforms)
-    return RowsOutput(out.text, out.codes, speaker.codec.decode_step(out.codes[:, None], voice))
+    return RowsOutput(out.text, out.codes, speaker.codec.decode_step(out.codes[:, None], voice), out.presence)
 
 
 class Rows:

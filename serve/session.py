@@ -26,6 +26,8 @@ class AgentFrame:
         codes: K codes of this frame.
         audio: float32 [output_samples], -1..1; it lags the codes by the codec's delay.
         speaking: The agent has the turn: from the frame that writes BOS to the one that writes EOS, both included.
+        heard: How likely the user's audio of this frame holds nothing, noise or speech (`duplex.model.Presence`): where speech is unlikely,
+            an answer is a guess. None with a checkpoint that cannot tell.
     """
 
     index: int
@@ -34,6 +36,7 @@ class AgentFrame:
     codes: tuple[int, ...]
     audio: np.ndarray
     speaking: bool
+    heard: tuple[float, ...] | None = None
 
 
 def check_pcm(pcm: np.ndarray) -> None:
@@ -60,12 +63,13 @@ class Dialogue:
         self._writer = TextWriter(vocab)
         self._index, self.speaking = 0, False
 
-    def frame(self, token: int, codes: Sequence[int], audio: np.ndarray) -> AgentFrame:
+    def frame(self, token: int, codes: Sequence[int], audio: np.ndarray, heard: Sequence[float] | None = None) -> AgentFrame:
         """The next frame."""
         speaking = self.speaking or token not in (Vocab.sil, Vocab.eos)
         self.speaking = speaking and token != Vocab.eos
         self._index += 1
-        return AgentFrame(self._index - 1, token, self._writer.write(token), tuple(codes), audio, speaking)
+        known = None if heard is None else tuple(heard)
+        return AgentFrame(self._index - 1, token, self._writer.write(token), tuple(codes), audio, speaking, known)
 
 
 class Session:
@@ -109,4 +113,5 @@ class Session:
 
     def _step(self, pcm: np.ndarray) -> AgentFrame:
         out = self._rows.step(torch.from_numpy(pcm[None]))
-        return self._dialogue.frame(int(out.text[0]), out.codes[0].tolist(), out.audio[0].cpu().numpy())
+        heard = None if out.presence is None else out.presence[0].tolist()
+        return self._dialogue.frame(int(out.text[0]), out.codes[0].tolist(), out.audio[0].cpu().numpy(), heard)

@@ -21,6 +21,7 @@ from duplex.checkpoint import Speaker, load_speaker
 from duplex.cli import run
 from duplex.clock import FRAME_MS
 from duplex.errors import UserError
+from duplex.model import Presence
 from serve.audio_io import AudioReader, AudioWriter
 from serve.options import add_knobs, check_not_input, json_file, knobs_on, plain_warnings, sampling_of
 from serve.resample import StreamResampler
@@ -34,13 +35,14 @@ MAX_TAIL_S = 3600.0
 
 @dataclass(frozen=True)
 class Talk:
-    """What happened. The three series hold one number a frame, 12 bytes in all for 80 ms."""
+    """What happened. The four series hold one number a frame, 16 bytes in all for 80 ms; `speech` is empty where nobody can tell."""
 
     input_s: float
     turns: list[Turn]
     step_ms: array
     user_rms: array
     agent_rms: array
+    speech: array  # how likely the user spoke
 
     def step_figures(self) -> dict[str, float]:
         """Median, 99th percentile and maximum of the time a step took."""
@@ -102,7 +104,7 @@ class Recorder:
     def __init__(self, speaker: Speaker, track: Track | None, input_s: float | None = None) -> None:
         self._clock, self._track, self._input_s = speaker.clock, track, input_s
         self.tracker = TurnTracker(speaker.clock, speaker.codec.config.delay_samples)
-        self.record = Talk(input_s or 0.0, [], array("f"), array("f"), array("f"))
+        self.record = Talk(input_s or 0.0, [], array("f"), array("f"), array("f"), array("f"))
 
     def push(self, frame: AgentFrame, user: np.ndarray, step_ms: float) -> None:
         """Take one frame of both, the user's as the model heard it, and the time that the step took."""
@@ -114,6 +116,8 @@ class Recorder:
         self.record.step_ms.append(step_ms)
         self.record.user_rms.append(float(np.sqrt(np.mean(np.square(user)))))
         self.record.agent_rms.append(float(np.sqrt(np.mean(np.square(frame.audio)))))
+        if frame.heard:
+            self.record.speech.append(frame.heard[Presence.SPEECH])
 
     def finish(self) -> Talk:
         """Write what waited, and give the record with its turns."""
@@ -191,6 +195,7 @@ def report(checkpoint: str, record: Talk, knobs: dict[str, float]) -> dict:
         "turns": [asdict(turn) for turn in record.turns],
         "step_ms": record.step_figures(),
         "real_time_factor": record.real_time_factor,
+        "speech": [round(p, 3) for p in record.speech],
         **knobs,
     }
 

@@ -31,7 +31,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backbone = BackboneConfig(width=16, num_layers=2, num_heads=2, num_kv_heads=1, ff_width=32, sink_frames=2, window_frames=8)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = DuplexModel(ModelConfig(encoder, backbone, vocab.size, levels=LEVELS, user_weight=4.0))
+        model = DuplexModel(ModelConfig(encoder, backbone, vocab.size, levels=LEVELS, user_weight=4.0, presence_head=True))
         model.fusion.text.set_spelling(vocab.char_ids())
         with torch.no_grad():  # so that its text moves on, and turns begin and end
             model.fusion.text.token.weight *= 50

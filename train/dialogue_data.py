@@ -23,7 +23,7 @@ from train.bank import Utterance, read_part, writing
 from train.composer import Cast, ComposerConfig, compose, render_user
 from train.conversation import check_conversation, draw_window
 from train.corpus import repeat_phrases
-from train.layout import lay_channels, lay_heard, token_frames
+from train.layout import lay_channels, lay_heard, lay_presence, token_frames
 from train.loader import StepLoader
 from train.reading import WrittenCast
 from train.sources import read_vocab
@@ -43,6 +43,7 @@ class ConversationBatch:
         scripted: [B] rows whose text follows from nothing heard (speak rows): no loss on their text.
         audio: [B, T * 1280] the user, None in the speak stage.
         heard: [B, T] the user's words as tokens, from the frame after each word's end; -100 is unknown.
+        presence: [B, T] what each frame of the user holds, see `train.layout.lay_presence`; None without audio.
         targets, target_lens: Transcripts of the user as CTC ids, in a row, and their lengths [B].
         read: Further rows, of words without sound (`train.reading`): `audio` is None, `codes` is -1 where the agent speaks.
     """
@@ -55,6 +56,7 @@ class ConversationBatch:
     heard: Tensor
     targets: Tensor
     target_lens: Tensor
+    presence: Tensor | None = None
     read: ConversationBatch | None = None
 
 
@@ -211,6 +213,9 @@ class Conversations(lightning.LightningDataModule):
             if not alone:
                 audio.append(torch.from_numpy(render_user(timelines[-1], self.augment, rng, self.cast.crowd if self.cast else ())))
         batch = self._collate(timelines, scripted, audio, rng)
+        if audio:
+            held = [lay_presence(timeline, heard.numpy()) for timeline, heard in zip(timelines, audio, strict=True)]
+            batch.presence = torch.from_numpy(np.stack(held))
         if self.read_rows:
             written = [self.readers.conversation(self.composer, rng) for _ in range(self.read_rows)]
             batch.read = self._collate(written, [False] * self.read_rows, [], rng)

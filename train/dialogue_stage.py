@@ -41,6 +41,7 @@ class LossConfig:
         scripted_text: Weight of the text of speak rows.
         ctc: Of the encoder's auxiliary CTC; 0 where the encoder rests all the time.
         heard: Of recognizing the user's words from the backbone's hidden states, which makes the backbone listen to every word.
+        presence: Of telling speech from noise and nothing, where the model has a head for it; it changes nothing else.
         heard_sil: Weight, inside it, of frames after which no word has just ended.
         read: Of the rows of words without sound.
     """
@@ -54,6 +55,7 @@ class LossConfig:
     scripted_text: float = 0.1
     ctc: float = 0.3
     heard: float = 1.0
+    presence: float = 1.0
     heard_sil: float = HEARD_SIL
     read: float = 0.5
 
@@ -67,6 +69,7 @@ class Losses:
     codes: Tensor
     ctc: Tensor
     heard: Tensor
+    presence: Tensor
     word_accuracy: Tensor
     level_accuracy: Tensor
 
@@ -96,11 +99,14 @@ def dialogue_losses(
     heard = text.new_zeros(())
     if listener is not None and output.encoded is not None:
         heard = heard_loss(listener(output.hidden.float()), batch.heard, config.heard_sil)
+    presence = text.new_zeros(())
+    if model.presence is not None and output.encoded is not None and batch.presence is not None:
+        presence = nn.functional.cross_entropy(model.presence(output.encoded.detach().float()).transpose(1, 2), batch.presence)
     is_word = (target > Vocab.eos) & ~batch.scripted[:, None]
     word_accuracy = ((text_logits.argmax(-1) == target) & is_word).sum() / is_word.sum().clamp_min(1)
-    total = config.text * text + codes + config.ctc * ctc + config.heard * heard
+    total = config.text * text + codes + config.ctc * ctc + config.heard * heard + config.presence * presence
     speaking = batch.speaking.sum().clamp_min(1) * len(model.config.levels)
-    return Losses(total, text, codes, ctc, heard, word_accuracy, hits / speaking)
+    return Losses(total, text, codes, ctc, heard, presence, word_accuracy, hits / speaking)
 
 
 def corrupt_codes(codes: Tensor, generator: torch.Generator, most: float) -> Tensor:
@@ -204,6 +210,7 @@ class DialogueStage(lightning.LightningModule):
         heard = [k for k in {*own, *weights} if k.startswith(ears)]
         if any(k not in own or k not in weights or own[k].shape != weights[k].shape for k in heard):
             weights = {k: v for k, v in weights.items() if k not in heard} | {k: own[k] for k in heard if k in own}
+        weights = {k: v for k, v in own.items() if k.startswith("presence.")} | weights  # a head that the earlier model may lack
         self.model.load_state_dict(weights)
         listener = {} if Path(path).is_dir() else stage_weights(path, "listener.")
         if listener:
@@ -238,7 +245,7 @@ class DialogueStage(lightning.LightningModule):
         generator = batch_generator(batch_idx, self.trainer)
         losses = self._losses(batch, generator)
         total = losses.total
-        names = ("text", "codes", "ctc", "heard", "word_accuracy", "level_accuracy")
+        names = ("text", "codes", "ctc", "heard", "presence", "word_accuracy", "level_accuracy")
         logs = {name: getattr(losses, name) for name in names}
         if batch.read is not None:
             read = self._losses(batch.read, generator)

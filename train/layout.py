@@ -14,11 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from duplex.errors import UserError
+from duplex.model import Presence
 from duplex.vocab import MARKS, Vocab
 from train.bank import Utterance
 from train.timeline import USER_FRAME_SAMPLES, AgentTurn, Timeline
 
 AGENT_FRAME_SAMPLES = 1920
+NOISE_RMS = 0.002  # a frame of the user below it is silent: -54 dB of full scale
 
 
 @dataclass(frozen=True)
@@ -121,3 +123,23 @@ def lay_heard(timeline: Timeline, vocab: Vocab) -> np.ndarray:
                     if at < len(heard):
                         heard[at] = token
     return heard
+
+
+def lay_presence(timeline: Timeline, audio: np.ndarray) -> np.ndarray:
+    """What the frames of the user's channel hold [T], as `Presence`.
+
+    Speech where a turn covers half of the frame, pauses apart; else noise where it is audible (NOISE_RMS), or nothing.
+
+    Args:
+        timeline: Whose turns they are.
+        audio: The channel as it is heard, float32 [T * 1280].
+    """
+    spoken = np.zeros(timeline.num_frames * USER_FRAME_SAMPLES, bool)
+    for turn in timeline.user:
+        spoken[turn.start_sample : turn.end_sample] = True
+        for start, end in turn.pauses:
+            spoken[start:end] = False
+    frames = audio.reshape(timeline.num_frames, USER_FRAME_SAMPLES)
+    audible = np.sqrt((frames**2).mean(1)) > NOISE_RMS
+    held = np.where(audible, Presence.NOISE, Presence.NOTHING)
+    return np.where(spoken.reshape(frames.shape).mean(1) >= 0.5, Presence.SPEECH, held).astype(np.int64)

@@ -216,6 +216,18 @@ def test_without_the_channel_of_heard_words() -> None:
     check_chunks(TeacherForced(deaf), conversation(TINY, 2, 9))
 
 
+def test_the_presence_of_speech_is_told_from_what_the_encoder_heard() -> None:
+    torch.manual_seed(0)
+    model = hearing(DuplexModel(dataclasses.replace(TINY, presence_head=True)))
+    audio, state = 0.2 * noise(2, 5, 1280), model.init_state(2)
+    told = torch.stack([model.step(audio[:, t], state).presence for t in range(5)], 1)  # type: ignore[arg-type]
+    with torch.no_grad():
+        assert model.presence is not None
+        torch.testing.assert_close(told, model.presence(model.encoder(audio.flatten(1))).softmax(-1), atol=1e-5, rtol=1e-4)
+    silent = hearing(DuplexModel(TINY))
+    assert silent.presence is None and silent.step(audio[:, 0], silent.init_state(2)).presence is None
+
+
 def test_free_running_repeats_as_teacher_forced(model: DuplexModel) -> None:
     audio = 0.2 * noise(1, 12, 1280)
     state = model.init_state(1)

@@ -53,8 +53,9 @@ def assert_same(actual: list[RowsOutput], expected: list[RowsOutput], tolerance:
     for name in ("text", "codes"):
         a, b = (torch.cat([getattr(out, name) for out in outs]) for outs in (actual, expected))
         assert torch.equal(a, b), name
-    a, b = (torch.cat([out.audio for out in outs]) for outs in (actual, expected))
-    assert a.shape == b.shape and float((a - b).abs().max()) <= tolerance, "audio"
+    for name in ("audio", "presence"):
+        a, b = (torch.cat([getattr(out, name) for out in outs]) for outs in (actual, expected))
+        assert a.shape == b.shape and float((a - b).abs().max()) <= tolerance, name
 
 
 def row_of(out: RowsOutput, i: int) -> RowsOutput:

@@ -65,7 +65,7 @@ def test_ctrl_c_ends_it_with_a_whole_recording(install, tiny_checkpoint: Path, t
     lag = int(np.argmax(np.correlate(played, both[4000:10000, 1], "valid"))) - 4000
     assert 0.12 < lag / 24000 < 0.18, "the agent is on the right, and was played a frame and the cushion later"
     report = json.loads((tmp_path / "me.json").read_text())
-    keys = ["checkpoint", "input_s", "frames", "turns", "step_ms", "real_time_factor", "eagerness", "audio"]
+    keys = ["checkpoint", "input_s", "frames", "turns", "step_ms", "real_time_factor", "speech", "eagerness", "audio"]
     assert list(report) == keys and report["frames"] == len(both) // 1920 and report["input_s"] == len(both) / 24000
     assert report["turns"] and report["audio"]["dropped_blocks"] == 0
     out = capsys.readouterr().out

@@ -33,7 +33,7 @@ def audio_of(frames: list[AgentFrame]) -> np.ndarray:
 
 
 def assert_same(frames: list[AgentFrame], expected: list[AgentFrame]) -> None:
-    keys = [[(f.index, f.token, f.text, f.codes, f.speaking) for f in part] for part in (frames, expected)]
+    keys = [[(f.index, f.token, f.text, f.codes, f.speaking, f.heard) for f in part] for part in (frames, expected)]
     assert keys[0] == keys[1]
     np.testing.assert_array_equal(audio_of(frames), audio_of(expected))
 
@@ -44,6 +44,7 @@ def test_frames_say_what_happened(speaker: Speaker) -> None:
     assert all(f.audio.shape == (1920,) and f.audio.dtype == np.float32 and len(f.codes) == 4 for f in frames)
     assert all(f.text.lower() == speaker.vocab.piece(f.token).lower() for f in frames)
     assert "".join(f.text for f in frames).strip() == speaker.vocab.decode(f.token for f in frames)
+    assert all(f.heard and len(f.heard) == 3 and abs(sum(f.heard) - 1) < 1e-5 for f in frames)
     assert any(f.text for f in frames) and len({f.codes for f in frames}) > 5, "the fixture has nothing to say"
 
 

@@ -54,7 +54,7 @@ def test_json_says_what_happened(tiny_checkpoint: Path, tmp_path: Path) -> None:
     source = write_wav(tmp_path / "in.wav", 3.0)
     assert run_talk(tiny_checkpoint, source, "--json", str(tmp_path / "talk.json")) == 0
     report = json.loads((tmp_path / "talk.json").read_text())
-    assert list(report) == ["checkpoint", "input_s", "frames", "turns", "step_ms", "real_time_factor"]
+    assert list(report) == ["checkpoint", "input_s", "frames", "turns", "step_ms", "real_time_factor", "speech"]
     assert (report["checkpoint"], report["input_s"], report["frames"]) == (str(tiny_checkpoint), 3.0, 44)
     assert report["turns"] and all(list(turn) == ["start_s", "end_s", "text", "interrupted"] for turn in report["turns"])
     assert all(0 <= turn["start_s"] <= turn["end_s"] <= 3.6 for turn in report["turns"])

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from duplex.errors import UserError
+from duplex.model import Presence
 from duplex.vocab import Vocab
 from train.bank import Utterance, Word
-from train.layout import lay_channels, lay_heard, token_frames
+from train.layout import NOISE_RMS, lay_channels, lay_heard, lay_presence, token_frames
 from train.timeline import AgentTurn, Timeline, UserTurn
 
 SIL, BOS, EOS = Vocab.sil, Vocab.bos, Vocab.eos
@@ -121,3 +122,13 @@ def test_heard_tokens_never_share_a_frame_nor_leave_the_timeline() -> None:
 
 def test_what_was_heard_is_unknown_without_word_times() -> None:
     assert lay_heard(Timeline(18, (user_turn((), 2, 3),), ()), VOCAB).tolist() == [SIL] * 2 + [-100] * 15 + [SIL]
+
+
+def test_what_a_frame_holds() -> None:
+    turn = UserTurn(Utterance("u", "what is", "v", np.zeros(4 * 1280, np.int16), 16000), 2 * 1280 + 500, pauses=((4 * 1280, 5 * 1280),))
+    audio = np.zeros(9 * 1280, np.float32)
+    audio[7 * 1280 : 8 * 1280] = 1.1 * NOISE_RMS
+    audio[8 * 1280 :] = 0.9 * NOISE_RMS
+    nothing, noise, speech = Presence
+    expected = [nothing, nothing, speech, speech, nothing, speech, nothing, noise, nothing]
+    assert lay_presence(Timeline(9, (turn,), ()), audio).tolist() == expected
