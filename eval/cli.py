@@ -94,6 +94,7 @@ def _measure(args: argparse.Namespace, sampling: Sampling, out: Path) -> list[di
     """Run the suites, write their report to `out`, print tables and JSON lines, and return the results."""
     from eval.judge import default_judge
     from eval.resume import Store
+    from eval.scenario_file import is_scenario_file
     from eval.scenarios import load_pool
     from eval.suites import Run
     from eval.systems import load_system
@@ -103,7 +104,9 @@ def _measure(args: argparse.Namespace, sampling: Sampling, out: Path) -> list[di
     suites = [suite for suite in suites if suite not in _PARTS]
     stores: list[Store] = []
     if suites:
-        pool = load_pool(args.bank, args.split)
+        own = all(is_scenario_file(suite) for suite in suites)  # may be of recordings alone
+        has_bank = (args.bank / f"user-{args.split}" / "plan.json").exists()
+        pool = [] if own and not has_bank else load_pool(args.bank, args.split)
         system, judge = load_system(args.system, args.device, args.seed, sampling, args.token, args.int8), default_judge()
         for suite in suites:
             size = args.minutes if suite == "long" else args.n

@@ -18,11 +18,13 @@ from eval.text import normalize
 from train.augment import colored_noise
 from train.bank import USER_HZ, Utterance
 from train.cut_files import read_recording
+from train.synth import trim_bounds
 
 AFTER_S = 0.7
 MAX_S = 3600.0  # of all conversations of a file
 _MAX_NOISY_S = 900.0
 _MAX_ID_CHARS = 100
+_MAX_PIECES, _SPLICE_S = 20, 0.05
 _CONVERSATION = {"id", "voice", "snr_db", "tail_s", "turns"}
 _TURN = {"say", "wav", "voice", "after_s", "at_s", "pause", "answer", "key", "exact", "interrupts", "backchannel", "scored"}
 _PAUSE = {"at_s", "for_s"}
@@ -145,7 +147,12 @@ class _Reader:
         if ("say" in turn) == ("wav" in turn):
             raise self._error("a turn needs either 'say', a sentence of the bank, or 'wav', a recording")
         if "wav" in turn:
-            return _recording(self._path.parent / str(turn["wav"]), self._error)
+            named = turn["wav"] if isinstance(turn["wav"], list) else [turn["wav"]]
+            if not 0 < len(named) <= _MAX_PIECES:
+                raise self._error(f"'wav' names {len(named)} recordings; name 1 to {_MAX_PIECES}")
+            return _joined([_recording(self._path.parent / str(name), self._error) for name in named])
+        if not self._pool:
+            raise self._error("it says a sentence of the bank, and there is none; build one with `duplex synth`, or name it with --bank")
         voices = sorted({u.voice for u in self._pool})
         if voice not in voices:
             raise self._error(f"voice {shown(voice)} is not in the bank, which has {', '.join(voices)}")
@@ -177,6 +184,17 @@ def _keys(path: Path, where: str, data: Any, allowed: set[str]) -> None:
     unknown = [key for key in data if key not in allowed]
     if unknown:
         raise UserError(f"{path}, {where}: unknown key {shown(unknown[0])}; the keys are {', '.join(sorted(allowed))}")
+
+
+def _joined(pieces: list[Utterance]) -> Utterance:
+    """One utterance of several recordings, each without the silence around it, 0.05 s apart; a single one is left as it is."""
+    if len(pieces) == 1:
+        return pieces[0]
+    gap, parts = np.zeros(round(_SPLICE_S * USER_HZ), np.int16), []
+    for piece in pieces:
+        start, end = trim_bounds(piece.audio / 32767.0, USER_HZ)
+        parts += [piece.audio[start:end], gap]
+    return Utterance(pieces[0].id, " ".join(piece.text for piece in pieces), "recording", np.concatenate(parts[:-1]), USER_HZ)
 
 
 def _recording(path: Path, error: Any) -> Utterance:

@@ -32,6 +32,7 @@ from train.timeline import USER_FRAME_SAMPLES, Timeline, UserTurn
 
 ALIGN_DELAY_S = 0.1
 FOLLOW_DELAY_FRAMES = 1
+WARP = 0.12
 HEARD_SIL = 0.1  # weight of frames after which no word has just ended, among the words heard
 _SLOT_SAMPLES = 640  # of two CTC slots a frame
 
@@ -58,9 +59,20 @@ class SpeechBatch:
     clean: Tensor | None = None
 
 
+def warp_features(mel: Tensor, generator: torch.Generator) -> Tensor:
+    """Other lengths of the vocal tract (Jaitly and Hinton 2013) for [B, frames, mels]: each row's bands are stretched by up to WARP."""
+    bands = mel.shape[2]
+    stretch = 1 + WARP * (2 * torch.rand(len(mel), 1, generator=generator) - 1)
+    place = (torch.arange(bands) * stretch).clamp(max=bands - 1).to(mel.device)  # [B, mels]
+    below = place.floor().long().clamp(max=bands - 2)
+    share = (place - below)[:, None]
+    low, high = (mel.gather(2, at[:, None].expand_as(mel)) for at in (below, below + 1))
+    return low + share * (high - low)
+
+
 def mask_features(mel: Tensor, generator: torch.Generator, time_masks: int = 2, band_masks: int = 2) -> Tensor:
-    """SpecAugment (Park et al. 2019) on [B, frames, mels]: spans of up to 200 ms and 12 bands are set to 0."""
-    mel = mel.clone()
+    """`warp_features`, and SpecAugment (Park et al. 2019) on [B, frames, mels]: spans of up to 200 ms and 12 bands are set to 0."""
+    mel = warp_features(mel, generator)
     for row in mel:
         for axis, count, longest in ((0, time_masks * max(row.shape[0] // 300, 1), 20), (1, band_masks, 12)):
             for _ in range(count):

@@ -45,6 +45,19 @@ def test_turns_pauses_interruptions_and_recordings(pool, tmp_path) -> None:
     assert np.abs(spoken - 0.3).max() < 0.02
 
 
+def test_recordings_are_joined(tmp_path) -> None:
+    silence, tone = np.zeros(4000), 0.3 * np.sin(np.arange(8000) / 5)
+    for name in ("one", "two"):
+        soundfile.write(tmp_path / f"{name}.wav", np.concatenate([silence, tone, silence]), 16000)
+    turn = {"wav": ["one.wav", str(tmp_path / "two.wav")], "answer": "Three.", "key": "three", "at_s": 1}
+    (scenario,) = read_scenarios(write(tmp_path, {"turns": [turn]}), [], 1)  # without a bank
+    assert scenario.turns[0].text == "one two" and scenario.turns[0].end_s == pytest.approx(1 + 0.5 + 0.05 + 0.5, abs=0.03)
+    with pytest.raises(UserError, match="there is none; build one with `duplex synth`"):
+        read_scenarios(write(tmp_path, {"voice": VOICE, "turns": [{"say": SUM}]}), [], 1)
+    with pytest.raises(UserError, match="'wav' names 0 recordings; name 1 to 20"):
+        read_scenarios(write(tmp_path, {"turns": [{"wav": []}]}), [], 1)
+
+
 def test_noise_has_the_level_it_says(pool, tmp_path) -> None:
     turn = {"say": SUM}
     clean, noisy = read_scenarios(
@@ -120,9 +133,11 @@ def test_the_command_takes_a_file(pool, tmp_path, monkeypatch, capsys) -> None:
     system = ScriptedSystem(0.3)
     monkeypatch.setattr(scenarios, "load_pool", lambda bank, split: pool)
     monkeypatch.setattr(judge, "default_judge", system.ears)
-    monkeypatch.setattr(systems, "load_system", lambda name, device, seed, sampling, token: system)
+    monkeypatch.setattr(systems, "load_system", lambda *args: system)
+    (tmp_path / "user-test").mkdir()
+    (tmp_path / "user-test" / "plan.json").touch()
     path = write(tmp_path, {"voice": VOICE, "turns": [{"say": SUM}]})
-    assert command(cli.main, [str(path), "--out", str(tmp_path / "out")]) == 0
+    assert command(cli.main, [str(path), "--out", str(tmp_path / "out"), "--bank", str(tmp_path)]) == 0
     assert '"suite": "mine"' in capsys.readouterr().out.splitlines()[-1]
     assert not (tmp_path / "out" / "unfinished").exists()
     assert command(cli.main, [str(tmp_path / "none.yaml")]) == 2

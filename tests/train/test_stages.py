@@ -29,7 +29,7 @@ from train.codec_stage import AgentCrops, CodecStage
 from train.composer import ComposerConfig
 from train.dialogue_data import ConversationBatch, Conversations
 from train.dialogue_stage import DialogueStage, LossConfig, corrupt_codes, dialogue_losses, stage_weights
-from train.encoder_stage import EncoderStage, UserSpeech, align_characters, edit_distance, mask_features
+from train.encoder_stage import EncoderStage, UserSpeech, align_characters, edit_distance, mask_features, warp_features
 from train.export import export_codec, export_model
 from train.loader import StepLoader
 
@@ -152,6 +152,11 @@ def test_characters_are_aligned_to_their_time() -> None:
 
 def test_edit_distance_and_masks() -> None:
     assert [edit_distance(list(map(ord, a)), list(map(ord, b))) for a, b in (("kitten", "sitting"), ("", "abc"), ("ab", "ab"))] == [3, 3, 0]
+    ramp = torch.arange(40.0).expand(20, 2, 40)
+    warped = warp_features(ramp, torch.Generator().manual_seed(0))
+    ends = warped[:, 0, 30] / 30
+    assert 0.88 <= ends.min() < 0.93 and 1.07 < ends.max() <= 1.12 and torch.equal(warped[:, 0], warped[:, 1])
+    assert torch.allclose(warped[:, 0, 15] / 15, ends, atol=1e-5) and warped.max() <= 39
     mel = torch.ones(3, 400, 40)
     masked = mask_features(mel, torch.Generator().manual_seed(0))
     assert mel.min() == 1 and 0 < (masked == 0).float().mean() < 0.7
