@@ -122,6 +122,8 @@ class UserSpeech(lightning.LightningDataModule):
         self.num_steps, self.batch_size, self.augment, self.seed = num_steps, batch_size, augment, seed
         if recorded_rows and not recordings:
             raise UserError(f"recorded_rows is {recorded_rows} but no recordings are given; name their folders in recordings")
+        if clean_rows < recorded_rows:
+            raise UserError(f"clean_rows is {clean_rows}, but recordings are of use to a teacher only; set it to {recorded_rows} or more")
         self.recordings, self.recorded_rows, self.clean_rows = recordings, recorded_rows, clean_rows
         self.num_frames = round(row_seconds * USER_HZ) // USER_FRAME_SAMPLES
         self.vocab: Vocab | None = None

@@ -85,6 +85,8 @@ def test_the_encoder_follows_its_teacher(bank: TinyBank, teacher: str, people: s
 def test_what_is_missing_is_one_sentence(bank: TinyBank, teacher: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="recorded_rows is 2 but no recordings are given"):
         UserSpeech(str(bank.folder), ["user"], 1, recorded_rows=2)
+    with pytest.raises(UserError, match="clean_rows is 1, but recordings are of use to a teacher only; set it to 2"):
+        UserSpeech(str(bank.folder), ["user"], 1, recordings=["somewhere"], recorded_rows=2, clean_rows=1)
     with pytest.raises(UserError, match="set the data's clean_rows to 1 or more"):
         fit(EncoderStage(1, WHISPER, teacher=teacher), UserSpeech(str(bank.folder), ["user"], 1, val_part=None))
     (tmp_path / "empty").mkdir()
