@@ -92,6 +92,14 @@ class Adapter(nn.Module):
         return self.proj(self.norm(x))
 
 
+def _undecided(width: int) -> Linear:
+    """A head for `Presence` that starts at zero, and takes nothing from the random numbers that other weights start from."""
+    head = nn.utils.skip_init(Linear, width, len(Presence))
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
 def build_encoder(config: EncoderConfig) -> Encoder:
     """The encoder that a config describes, with random weights."""
     if isinstance(config, CacheAwareConfig):
@@ -113,7 +121,7 @@ class DuplexModel(nn.Module):
         self.fusion = Fusion(config)
         self.backbone = Backbone(config.backbone)
         self.heads = Heads(config)
-        self.presence = Linear(config.encoder.width, len(Presence)) if config.presence_head else None
+        self.presence = _undecided(config.encoder.width) if config.presence_head else None
         self.register_buffer("silence_codes", torch.tensor(config.silence_codes), persistent=False)
 
     @property

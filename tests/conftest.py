@@ -40,5 +40,6 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         codec = Codec(
             CodecConfig(levels=LEVELS, num_mels=16, encoder_hop_width=8, encoder_width=16, decoder_width=16, decoder_hop_width=16)
         )
+        torch.nn.init.normal_(model.presence.weight)  # type: ignore[union-attr]  # last: nothing above may change with it
     save_speaker(model.eval(), vocab, codec.eval(), folder, torch.float32)
     return folder

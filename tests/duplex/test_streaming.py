@@ -219,6 +219,7 @@ def test_without_the_channel_of_heard_words() -> None:
 def test_the_presence_of_speech_is_told_from_what_the_encoder_heard() -> None:
     torch.manual_seed(0)
     model = hearing(DuplexModel(dataclasses.replace(TINY, presence_head=True)))
+    nn.init.normal_(model.presence.weight)  # type: ignore[union-attr]
     audio, state = 0.2 * noise(2, 5, 1280), model.init_state(2)
     told = torch.stack([model.step(audio[:, t], state).presence for t in range(5)], 1)  # type: ignore[arg-type]
     with torch.no_grad():
