@@ -93,7 +93,7 @@ def add_knobs(parser: argparse.ArgumentParser) -> None:
 
 def add_int8(parser: argparse.ArgumentParser) -> None:
     """Give a command the option `--int8`."""
-    parser.add_argument("--int8", action="store_true", help="compute with weights of 8 bits: for large checkpoints on a CPU")
+    parser.add_argument("--int8", action="store_true", help="compute with weights of 8 bits, on a CPU")
 
 
 def sampling_of(args: argparse.Namespace) -> Sampling:
