@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -15,9 +14,6 @@ class Product:
     On a CPU, weights that float16 holds exactly, as those of a checkpoint, are packed in it; inputs and sums stay float32, so results
     are those of the layers. Elsewhere the layers' weights become parts of one tensor. Names and values are kept.
 
-    After `quantize`, on a CPU, weights are in 8 bits, each output with a scale of its own, and every input vector is rounded to 7 bits of
-    its own range, so that neither other rows nor other frames change a result.
-
     Where a weight has changed or moved since, `ready` is False and the layers must be called one by one; so they must for gradients.
 
     Args:
@@ -26,11 +22,13 @@ class Product:
     """
 
     def __init__(self, *layers: nn.Linear | nn.Conv1d, backwards: bool = False) -> None:
-        self._layers, self._backwards = [layer._parameters for layer in layers], backwards
-        self._sizes = [layer.weight.shape[0] for layer in layers]
-        self._weight: Tensor | None
-        self._weight, self._bias = self._joined()
-        self._quantized: Any = None
+        weights = [layer.weight.data.flatten(1) for layer in layers]
+        self._sizes = [len(weight) for weight in weights]
+        self._weight: Tensor | None = weights[0].t() if backwards else torch.cat(weights)
+        self._bias = None
+        if not backwards and any(layer.bias is not None for layer in layers):
+            parts = zip(layers, weights, strict=True)
+            self._bias = torch.cat([w.new_zeros(len(w)) if layer.bias is None else layer.bias.data for layer, w in parts])
         self._packed = _pack(self._weight, self._bias)
         if self._packed is not None:
             self._weight = self._bias = None
@@ -43,30 +41,10 @@ class Product:
                 version = None if parameter.is_inference() else parameter._version
                 self._stamps.append((layer._parameters, name, parameter.data_ptr(), version))
 
-    def _joined(self) -> tuple[Tensor, Tensor | None]:
-        weights = [layer["weight"].data.flatten(1) for layer in self._layers]  # type: ignore[union-attr]
-        if self._backwards:
-            return weights[0].t(), None
-        biases = [layer.get("bias") for layer in self._layers]
-        if all(bias is None for bias in biases):
-            return torch.cat(weights), None
-        parts = [w.new_zeros(len(w)) if bias is None else bias.data for w, bias in zip(weights, biases, strict=True)]
-        return torch.cat(weights), torch.cat(parts)
-
-    def quantize(self) -> None:
-        """Go on in 8 bits; on a CPU, from float32."""
-        weight, bias = self._joined()
-        scale = weight.abs().amax(1).clamp_min(1e-8) / 127
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch recommends a package for what this one call does
-            small = torch.quantize_per_channel(weight.contiguous(), scale, torch.zeros(len(scale), dtype=torch.long), 0, torch.qint8)
-            self._quantized, self._packed = torch.ops.quantized.linear_prepack(small, bias), None
-
     @property
-    def read_bytes(self) -> dict[int, int]:
-        """Bytes that a product reads of each element of a layer's weight, by the weight's `id`, where it is packed."""
-        size = 1 if self._quantized is not None else 2 if self._packed is not None else 0
-        return {id(layer["weight"]): size for layer in self._layers} if size else {}
+    def packed_weights(self) -> list[Tensor]:
+        """The layers' weights, where they are packed."""
+        return [] if self._packed is None else [owner["weight"] for owner, name, *_ in self._stamps if name == "weight"]  # type: ignore[misc]
 
     @property
     def ready(self) -> bool:
@@ -81,10 +59,6 @@ class Product:
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., the sum of the layers' widths]."""
-        if self._quantized is not None:
-            vectors = x.reshape(-1, x.shape[-1]).split(1)
-            made = [torch.ops.quantized.linear_dynamic(vector, self._quantized, True) for vector in vectors]
-            return (made[0] if len(made) == 1 else torch.cat(made)).view(*x.shape[:-1], -1)
         if self._packed is not None:
             return torch.ops.quantized.linear_dynamic_fp16.default(x, self._packed)
         return nn.functional.linear(x, self._weight, self._bias)  # type: ignore[arg-type]
@@ -121,19 +95,10 @@ class Linear(nn.Linear):
         return product(x) if product is not None and product.ready else super().forward(x)
 
 
-def read_bytes(module: nn.Module) -> dict[int, int]:
-    """`Product.read_bytes` of all of `module`."""
+def packed_weights(module: nn.Module) -> list[Tensor]:
+    """The weights of `module` that a step reads in float16."""
     products = [getattr(part, "_product", None) for part in module.modules()]
-    return {key: size for product in products if product is not None for key, size in product.read_bytes.items()}
-
-
-def quantize_layers(module: nn.Module) -> None:
-    """Let everything that `pack_layers` laid out go on in 8 bits, see `Product`; on a CPU."""
-    with torch.no_grad():
-        for part in module.modules():
-            for value in (getattr(part, name, None) for name in ("_product", "_spoken")):
-                if isinstance(value, Product):
-                    value.quantize()
+    return [weight for product in products if product is not None for weight in product.packed_weights]
 
 
 def pack_layers(module: nn.Module) -> None:

@@ -21,11 +21,10 @@ from codec.checkpoint import (
     store_tensors,
     write_files,
 )
-from codec.linear import pack_layers, quantize_layers
+from codec.linear import pack_layers
 from codec.plain import one_line, shown
 from duplex.clock import FrameClock
 from duplex.config import ENCODER_CONFIGS, BackboneConfig, ModelConfig
-from duplex.errors import UserError
 from duplex.model import DuplexModel
 from duplex.vocab import Vocab
 
@@ -67,20 +66,16 @@ def save_speaker(model: DuplexModel, vocab: Vocab, codec: AudioCodec, folder: st
     )
 
 
-def load_speaker(name_or_folder: str, device: str = "cpu", int8: bool = False) -> Speaker:
+def load_speaker(name_or_folder: str, device: str = "cpu") -> Speaker:
     """Read a checkpoint, in float32, ready for inference.
 
     Args:
         name_or_folder: The name of a packaged checkpoint (`pocket`), or a folder.
         device: Where to put it.
-        int8: Let the model, not the codec, compute with weights of 8 bits (`codec.linear.Product`); on a CPU only.
 
     Raises:
-        UserError: 8 bits are asked of another device.
         CheckpointError: a file is missing or damaged, a key is unknown, or a shape differs.
     """
-    if int8 and torch.device(device).type != "cpu":
-        raise UserError(f"weights of 8 bits are for a CPU, not for {device}; leave out --int8")
     folder = _find(name_or_folder)
     for name in ("config.yaml", "model.safetensors", "tokenizer.json"):
         if not (folder / name).is_file():
@@ -105,8 +100,6 @@ def load_speaker(name_or_folder: str, device: str = "cpu", int8: bool = False) -
     clock = FrameClock(output_hz=codec.config.sample_rate_hz)
     for part in (model, codec):
         pack_layers(part.eval().to(device))
-    if int8:
-        quantize_layers(model)
     return Speaker(Path(name_or_folder).name, model, vocab, codec, clock)
 
 

@@ -40,8 +40,8 @@ _Found = TypeVar("_Found", dict[str, list[Utterance]], list[Utterance])
 _MEMORY = {"name_ask": "name_tell", "like_ask": "like_tell"}
 
 
-def load_pool(bank: Path, split: str) -> list[Utterance]:
-    """Utterances of the bank's `user-test` or `user-val` part.
+def load_pool(bank: Path, split: str, needed: bool = True) -> list[Utterance]:
+    """Utterances of the bank's `user-test` or `user-val` part; none where it is missing and not `needed`.
 
     Raises:
         UserError: the part is missing, half built, or the split has none.
@@ -50,6 +50,8 @@ def load_pool(bank: Path, split: str) -> list[Utterance]:
         raise UserError(f"split {split!r} cannot be evaluated; use test or val")
     part = bank / f"user-{split}"
     if not (part / "plan.json").exists():
+        if not needed:
+            return []
         raise UserError(
             f"there are no utterances to evaluate with at {part}; "
             f"run `duplex synth --config train/configs/pocket-synth.yaml --part user-{split}`, or name another bank with --bank"

@@ -91,11 +91,6 @@ def add_knobs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--yielding", type=float, default=0.0, help="bias on stopping while you speak; above 0 stops sooner (default: 0)")
 
 
-def add_int8(parser: argparse.ArgumentParser) -> None:
-    """Give a command the option `--int8`."""
-    parser.add_argument("--int8", action="store_true", help="compute with weights of 8 bits, on a CPU")
-
-
 def sampling_of(args: argparse.Namespace) -> Sampling:
     """How tokens are chosen, by the options of `add_knobs`.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from codec.linear import read_bytes
+from codec.linear import packed_weights
 from duplex.checkpoint import Speaker
 from duplex.cli import main as duplex
 from duplex.presets import cast_weights
@@ -129,17 +129,9 @@ def test_embedding_tables_and_the_training_head_are_not_read() -> None:
     everything = sum(p.numel() * 4 for p in [*speaker.model.parameters(), *speaker.codec.decoder.parameters()])
     tables = sum(t.weight.numel() * 4 for t in speaker.model.modules() if isinstance(t, torch.nn.Embedding))
     expected = everything - tables - sum(p.numel() * 4 for p in speaker.model.encoder.ctc.parameters())
-
-    def packed(part: torch.nn.Module, size: int) -> int:
-        sizes = read_bytes(part)
-        assert set(sizes.values()) == {size}
-        return sum(p.numel() for p in part.parameters() if id(p) in sizes)
-
-    ours = packed(speaker.model, 2) - speaker.model.encoder.ctc.weight.numel()
-    halved = ours + packed(speaker.codec.decoder, 2)
-    assert halved > 5000 and bench.step_bytes(speaker) == expected - 2 * halved
-    small = bench.load("random:test", "cpu", torch.qint8)
-    assert packed(small.model, 1) and bench.step_bytes(small) == expected - 2 * halved - ours
+    packed = sum(weight.numel() for part in (speaker.model, speaker.codec.decoder) for weight in packed_weights(part))
+    packed -= speaker.model.encoder.ctc.weight.numel()
+    assert packed > 5000 and bench.step_bytes(speaker) == expected - 2 * packed
 
 
 @pytest.mark.parametrize(

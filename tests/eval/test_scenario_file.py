@@ -131,13 +131,11 @@ def test_files_that_are_none(pool, tmp_path) -> None:
 
 def test_the_command_takes_a_file(pool, tmp_path, monkeypatch, capsys) -> None:
     system = ScriptedSystem(0.3)
-    monkeypatch.setattr(scenarios, "load_pool", lambda bank, split: pool)
+    monkeypatch.setattr(scenarios, "load_pool", lambda bank, split, needed: pool)
     monkeypatch.setattr(judge, "default_judge", system.ears)
-    monkeypatch.setattr(systems, "load_system", lambda *args: system)
-    (tmp_path / "user-test").mkdir()
-    (tmp_path / "user-test" / "plan.json").touch()
+    monkeypatch.setattr(systems, "load_system", lambda name, device, seed, sampling, token: system)
     path = write(tmp_path, {"voice": VOICE, "turns": [{"say": SUM}]})
-    assert command(cli.main, [str(path), "--out", str(tmp_path / "out"), "--bank", str(tmp_path)]) == 0
+    assert command(cli.main, [str(path), "--out", str(tmp_path / "out")]) == 0
     assert '"suite": "mine"' in capsys.readouterr().out.splitlines()[-1]
     assert not (tmp_path / "out" / "unfinished").exists()
     assert command(cli.main, [str(tmp_path / "none.yaml")]) == 2
