@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
@@ -43,6 +44,13 @@ class _TrainCLI(LightningCLI):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeCheckpoints()
         return trainer
+
+    def after_fit(self) -> None:
+        """Keep the last step too, which Lightning leaves out where `every_n_train_steps` does not divide it."""
+        keepers = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path]
+        for keeper in keepers if self.trainer.state.finished else ():
+            if keeper._last_global_step_saved != self.trainer.global_step:
+                self.trainer.save_checkpoint(keeper.best_model_path)
 
     def _parse_ckpt_path(self) -> None:
         """Check the checkpoint before anything is built; stages keep no settings in it that would have to be taken over."""

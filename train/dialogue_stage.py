@@ -27,7 +27,7 @@ from train.pretrained import load_encoder
 from train.reading import recognized
 from train.schedule import warmup_cosine, warmup_inverse_sqrt
 from train.sharding import shard, unsharded
-from train.sources import read_checkpoint, read_tensors
+from train.sources import read_checkpoint, read_tensors, with_optional
 
 
 @dataclass(frozen=True)
@@ -210,8 +210,7 @@ class DialogueStage(lightning.LightningModule):
         heard = [k for k in {*own, *weights} if k.startswith(ears)]
         if any(k not in own or k not in weights or own[k].shape != weights[k].shape for k in heard):
             weights = {k: v for k, v in weights.items() if k not in heard} | {k: own[k] for k in heard if k in own}
-        weights = {k: v for k, v in own.items() if k.startswith("presence.")} | weights  # a head that the earlier model may lack
-        self.model.load_state_dict(weights)
+        self.model.load_state_dict(with_optional(weights, own, "presence."))
         listener = {} if Path(path).is_dir() else stage_weights(path, "listener.")
         if listener:
             self.listener.load_state_dict(listener)

@@ -26,7 +26,7 @@ from train.precision import autocast
 from train.pretrained import load_encoder, whisper_encoder_weights
 from train.recordings import read_recordings
 from train.schedule import warmup_cosine
-from train.sources import read_checkpoint, read_vocab
+from train.sources import read_checkpoint, read_vocab, with_optional
 from train.teacher import WhisperTeacher
 from train.timeline import USER_FRAME_SAMPLES, Timeline, UserTurn
 
@@ -164,11 +164,13 @@ class UserSpeech(lightning.LightningDataModule):
         if not self.clean_rows:
             return batch
         recorded = [self._row(self._recordings, rng) for _ in range(self.recorded_rows)]
-        heard = [render_user(Timeline(self.num_frames, tuple(turns), ()), self.augment, rng, self._utterances) for turns in recorded]
-        rows = (rows + recorded)[-self.clean_rows :]
-        clean = [render_user(Timeline(self.num_frames, tuple(turns), ()), None, rng) for turns in rows]
-        audio = torch.cat([batch.audio, *(torch.from_numpy(row[None]) for row in heard)])
-        return replace(batch, audio=audio, clean=torch.from_numpy(np.stack(clean)))
+        heard = [self._sound(row, self.augment, rng) for row in recorded]
+        clean = [self._sound(row, None, rng) for row in (rows + recorded)[-self.clean_rows :]]
+        return replace(batch, audio=torch.cat([batch.audio, *heard]), clean=torch.cat(clean))
+
+    def _sound(self, turns: list[UserTurn], augment: AugmentConfig | None, rng: np.random.Generator) -> Tensor:
+        """The channel of one row, [1, T * 1280]."""
+        return torch.from_numpy(render_user(Timeline(self.num_frames, tuple(turns), ()), augment, rng, self._utterances)[None])
 
     def _row(self, utterances: list[Utterance], rng: np.random.Generator) -> list[UserTurn]:
         turns: list[UserTurn] = []
@@ -292,9 +294,7 @@ class EncoderStage(lightning.LightningModule):
         if self.init_from and Path(self.init_from).is_dir():
             load_encoder(self.encoder, self.config, self.init_from)
         elif self.init_from:
-            weights, own = read_checkpoint(self.init_from)["state_dict"], self.state_dict()
-            follower = {k: v for k, v in own.items() if k.startswith("follower.")}
-            self.load_state_dict({**follower, **{k: v for k, v in weights.items() if k in own or not k.startswith("follower.")}})
+            self.load_state_dict(with_optional(read_checkpoint(self.init_from)["state_dict"], self.state_dict(), "follower."))
 
     def configure_optimizers(self):
         """AdamW and a cosine by step."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import soxr
 
 from codec.plain import one_line
 from duplex.errors import UserError
 from train.bank import USER_HZ, Utterance
+from train.cut_files import read_recording
 from train.synth import trim_bounds
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
@@ -26,10 +26,10 @@ def read_recordings(folder: str | Path, longest_s: float) -> list[Utterance]:
     found: list[Utterance] = []
     for path in sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES):
         try:
-            sound, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
-        except (OSError, soundfile.SoundFileError) as error:
+            sound, rate_hz = read_recording(path)
+        except ValueError as error:
             raise UserError(f"{path} cannot be read ({one_line(error)}); take it out of {folder} or convert it to wav") from error
-        audio = soxr.resample(np.nan_to_num(sound.mean(1)), rate_hz, USER_HZ)
+        audio = soxr.resample(sound.mean(1), rate_hz, USER_HZ)
         start, end = trim_bounds(audio, USER_HZ)
         piece = round(longest_s * USER_HZ)
         for i, at in enumerate(range(start, end, piece)):

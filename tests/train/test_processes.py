@@ -86,6 +86,13 @@ def assert_same(one: Path, other: Path) -> None:
         assert apart < 1e-4 * RATE * STEPS, f"{name} differs by {apart:.3g}"  # of how far Adam can have moved it
 
 
+def test_the_last_step_is_kept(bank: TinyBank, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "run", bank, EVERY + 1, tmp_path / "tokenizer.json", devices=1)
+    finish(start(config), config)
+    assert torch.load(config.parent / "last.ckpt", weights_only=True)["global_step"] == EVERY + 1
+    assert not (config.parent / "last-v1.ckpt").exists()
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one_and_go_on_after_a_kill(bank: TinyBank, tmp_path: Path) -> None:
     tokenizer = tmp_path / "tokenizer.json"
@@ -95,7 +102,7 @@ def test_two_processes_train_as_one_and_go_on_after_a_kill(bank: TinyBank, tmp_p
     finish(start(two), two)
     assert_same(one, two)
     first = torch.load(one.parent / "last.ckpt", weights_only=True)["global_step"]
-    assert first == STEPS - STEPS % EVERY
+    assert first == STEPS
 
     killed = write_config(tmp_path / "killed", bank, STEPS, tokenizer, devices=2, strategy=GLOO)
     run = start(killed)
