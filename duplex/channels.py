@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -68,10 +69,15 @@ class CodeEmbedding(nn.Module):
         self.levels, self.basis = config.levels, level_basis(config.levels)
         self.num_codes = self.basis[-1] * config.levels[-1]
         self.level = nn.Embedding(1 + config.num_codebooks * config.num_levels, width)  # row 0 is "unknown"
-        nn.init.normal_(self.level.weight, std=0.02)
         self.table = nn.Embedding(1 + config.num_codebooks * self.num_codes, width) if config.code_table else None
+        self.start_anew("normal")
+
+    def start_anew(self, values: Literal["zero", "normal"]) -> None:
+        """Forget what was learned: vectors at zero (the paper, section 3), or small and random."""
+        scale = 1.0 if values == "normal" else 0.0
+        nn.init.normal_(self.level.weight, std=0.02 * scale)
         if self.table is not None:
-            nn.init.normal_(self.table.weight, std=0.01)
+            nn.init.normal_(self.table.weight, std=0.01 * scale)
 
     def forward(self, codes: Tensor) -> Tensor:
         """[B, T, K] -> [B, T, D]; a code of -1 adds nothing."""

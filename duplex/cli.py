@@ -13,6 +13,7 @@ VERBS = {
     "talk": ("serve.talk:main", "answer a spoken question from an audio file"),
     "mic": ("serve.mic:main", "talk to it through a microphone, live"),
     "serve": ("serve.serve_cli:main", "answer many callers: web page, OpenAI Realtime and Moshi clients"),
+    "ask": ("train.open_questions:main", "let a language model answer open questions, to be synthesized"),
     "synth": ("train.synth_cli:main", "synthesize an utterance bank"),
     "train": ("train.cli:main", "train a stage from a YAML config"),
     "gather": ("train.gather:main", "bring recorded conversations into the bank"),
@@ -20,6 +21,7 @@ VERBS = {
     "export": ("train.export:main", "turn a training checkpoint into a folder that serves"),
     "codec": ("serve.codec_cli:main", "encode, decode or roundtrip audio files"),
     "eval": ("eval.cli:main", "measure a system on the benchmark suites"),
+    "ablate": ("eval.ablate:main", "train with one setting changed at a time, and compare"),
     "bench": ("eval.bench:main", "measure speed"),
     "doctor": ("serve.doctor:main", "check this installation, and mend it with --mend"),
 }

@@ -25,6 +25,7 @@ from train.conversation import check_conversation, draw_window
 from train.corpus import repeat_phrases
 from train.layout import lay_channels, lay_heard, lay_presence, token_frames
 from train.loader import StepLoader
+from train.open_questions import read_answers
 from train.reading import WrittenCast
 from train.sources import read_vocab
 from train.timeline import AgentTurn, Timeline
@@ -88,6 +89,7 @@ class Conversations(lightning.LightningDataModule):
         recorded_fraction: Share of rows, speak rows apart, that are stretches of recorded conversations.
         speak_fraction: Share of speak rows; 1 leaves the user's channel out.
         read_rows: Rows of words without sound in every batch, besides `batch_size`.
+        open_questions: File of `duplex ask` whose questions read rows may ask, as often as the composer's `skill_weights` say for `open`.
         vocab_size: Size of a tokenizer that has to be made.
         alignment: `word` puts text where its words sound, `turn` one token a frame from the turn's start (the paper's).
         lead_frames: Frames by which text leads its sound.
@@ -111,6 +113,7 @@ class Conversations(lightning.LightningDataModule):
         batch_size: int = 8,
         speak_fraction: float = 0.125,
         read_rows: int = 0,
+        open_questions: str | None = None,
         vocab_size: int = 1000,
         alignment: Literal["word", "turn"] = "word",
         lead_frames: int = 2,
@@ -127,6 +130,7 @@ class Conversations(lightning.LightningDataModule):
         self.recorded_parts, self.recorded_fraction = recorded_parts or [], recorded_fraction
         self.num_steps, self.batch_size, self.speak_fraction, self.seed = num_steps, batch_size, speak_fraction, seed
         self.read_rows = read_rows
+        self.open_questions = open_questions
         self.vocab_size, self.lead_frames, self.lead_jitter = vocab_size, lead_frames, lead_jitter
         self.by_word = alignment == "word"
         self.composer, self.augment = composer, augment
@@ -152,7 +156,8 @@ class Conversations(lightning.LightningDataModule):
         self.pool = [u for part in self.speak_parts for u in agent[part]]
         answers = {u.text: u for part in self.answer_parts for u in agent[part]}
         if self.read_rows:
-            self.readers = WrittenCast(self.vocab, repeat_phrases("train"), len(self.silence), self.composer.skill_weights)
+            asked = read_answers(self.open_questions, "train") if self.open_questions else []
+            self.readers = WrittenCast(self.vocab, repeat_phrases("train"), len(self.silence), self.composer.skill_weights, asked)
         self.cast = Cast([u for part in self.user_parts for u in read_part(self.bank / part)], answers, self.composer.skill_weights)
 
     def _check_rows(self) -> None:

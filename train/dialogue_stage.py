@@ -138,6 +138,9 @@ class DialogueStage(lightning.LightningModule):
         recompute: Trade time for memory, see `duplex.backbone.Backbone`.
         compile_backbone: Compile the backbone (`torch.compile`); needs a C++ compiler on a CPU, Triton on a GPU.
         lora: Adapters to train in place of the backbone.
+        user_weight: Keep the weight of the user's channel at this value; None learns it.
+        code_vectors: Start the vectors of codes anew, at zero (the paper's) or at random; None has those of what it starts from, which are
+            zero where that is a language model.
         init_language: Folder of a language model that `duplex import` wrote; the data must have its tokenizer.
         init_encoder: Lightning checkpoint of the encoder stage, or the folder of an encoder that `duplex import` wrote.
         init_model: Lightning checkpoint of an earlier speak or dialogue stage, or an exported checkpoint folder.
@@ -157,6 +160,8 @@ class DialogueStage(lightning.LightningModule):
         recompute: bool = False,
         compile_backbone: bool = False,
         lora: LoraSettings = LoraSettings(),  # noqa: B008 - frozen
+        user_weight: float | None = None,
+        code_vectors: Literal["zero", "normal"] | None = None,
         init_language: str | None = None,
         init_encoder: str | None = None,
         init_model: str | None = None,
@@ -166,6 +171,7 @@ class DialogueStage(lightning.LightningModule):
         self.learning_rate, self.encoder_learning_rate, self.warmup_steps = learning_rate, encoder_learning_rate, warmup_steps
         self.schedule, self.recompute, self.compile_backbone, self.lora = schedule, recompute, compile_backbone, lora
         self.freeze_encoder_steps, self.corruption = freeze_encoder_steps, corruption
+        self.user_weight, self.code_vectors = user_weight, code_vectors
         self.init_language, self.init_encoder, self.init_model = init_language, init_encoder, init_model
         self.model: DuplexModel | None = None
         self.listener: nn.Linear | None = None
@@ -191,6 +197,10 @@ class DialogueStage(lightning.LightningModule):
             self.model.encoder.load_state_dict(stage_weights(self.init_encoder, "encoder."))
             if self.model.recognizer is not None:
                 self.model.recognizer.load_state_dict(stage_weights(self.init_encoder, "listener."))
+        if self.code_vectors:
+            self.model.fusion.codes.start_anew(self.code_vectors)
+        if self.user_weight is not None:
+            nn.init.constant_(self.model.fusion.user_weight, self.user_weight).requires_grad_(False)
         if self.lora.rank:
             add_adapters(self.model.backbone, self.lora)
         if self.freeze_encoder_steps is None:

@@ -252,7 +252,7 @@ class EncoderStage(lightning.LightningModule):
         learning_rate, warmup_steps: Peak and warm-up of AdamW with a cosine.
         init_whisper: Whisper encoder to start from, see `train.pretrained.whisper_encoder_weights`.
         init_from: Lightning checkpoint of an earlier encoder stage to start from, heads included, or the folder of an encoder that
-            `duplex import` wrote.
+            `duplex import` wrote, or of a checkpoint that `duplex export` wrote, for its encoder.
         teacher: Whisper model whose whole-row encoder a head of the encoder follows, named like `init_whisper`.
         teacher_weight: Weight of that loss, whose value is 1 for a guess that knows nothing.
     """

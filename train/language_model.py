@@ -110,9 +110,9 @@ def start_from(model: DuplexModel, language: LanguageModel) -> None:
     own = {name: value.shape for name, value in model.state_dict().items() if name in (EMBEDDING, HEAD) or name.startswith("backbone.")}
     check_fit("the language model", language.tensors, own)
     model.load_state_dict(language.tensors, strict=False)
-    for added in (model.fusion.codes.level, model.fusion.codes.table, model.fusion.text.char):
-        if added is not None:
-            nn.init.zeros_(added.weight)
+    model.fusion.codes.start_anew("zero")
+    if model.fusion.text.char is not None:
+        nn.init.zeros_(model.fusion.text.char.weight)
 
 
 def _read_json(path: Path) -> dict:
@@ -209,6 +209,7 @@ def _backbone_config(folder: Path, shape: dict) -> BackboneConfig:
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= _MAX_SIZE:
             raise UserError(f"{folder} is damaged: its {name} is {shown(size)}, not 1 to {_MAX_SIZE}; download it again")
+    epsilon = shape.get("rms_norm_eps", 1e-6)
     heads, width = sizes["num_attention_heads"], sizes["hidden_size"]
     head_width = shape.get("head_dim") or width // heads
     values = {
@@ -219,7 +220,7 @@ def _backbone_config(folder: Path, shape: dict) -> BackboneConfig:
         "ff_width": sizes["intermediate_size"],
         "rope_theta": shape.get("rope_theta") or rope.get("rope_theta") or 10000.0,
         "head_width": 0 if head_width == width / heads else head_width,
-        "norm_eps": shape.get("rms_norm_eps", 1e-6),
+        "norm_eps": float(f"{epsilon:.6g}") if isinstance(epsilon, float) else epsilon,  # GGUF has it in float32
         **({ours: rope.get(theirs) for theirs, ours in _ROPE_KEYS.items()} if kind == "llama3" else {}),
     }
     return build_config(folder, BackboneConfig, values, remedy="download it again")

@@ -12,6 +12,8 @@ import yaml
 from torch import Tensor
 
 from codec.checkpoint import build_config, read_yaml, write_files
+from duplex.checkpoint import FORMAT as CHECKPOINT_FORMAT
+from duplex.checkpoint import build_model_config
 from duplex.config import EncoderConfig
 from duplex.encoder import Encoder
 from duplex.errors import UserError
@@ -40,24 +42,31 @@ def save_encoder(encoder: Encoder, config: EncoderConfig, folder: str | Path) ->
 
 
 def load_encoder(encoder: Encoder, config: EncoderConfig, folder: str | Path) -> None:
-    """Read what `save_encoder` wrote into an encoder of `config`.
+    """Read what `save_encoder` wrote, or the encoder of an exported checkpoint, into an encoder of `config`.
 
     Raises:
         UserError, CheckpointError: it is no such folder, of another encoder or another shape, or damaged.
     """
     folder = Path(folder)
-    if not (folder / "config.yaml").is_file():
+    path = folder / "config.yaml"
+    if not path.is_file():
         raise UserError(f"{folder} is no imported encoder; make it with `duplex import SOURCE {folder}`")
-    data = read_yaml(folder / "config.yaml", ENCODER_FORMAT)
+    exported = (folder / "codec").is_dir()
+    if exported:
+        data = dataclasses.asdict(build_model_config(path, read_yaml(path, CHECKPOINT_FORMAT)).encoder)
+    else:
+        data = read_yaml(path, ENCODER_FORMAT)
     if data.get("kind") != config.kind:
         raise UserError(
             f"the config's encoder is of kind {config.kind!r}, that in {folder} of {data.get('kind')!r}; set `encoder` to one of that kind"
         )
-    ours, theirs = dataclasses.asdict(config), dataclasses.asdict(build_config(folder / "config.yaml", type(config), data))
+    ours, theirs = dataclasses.asdict(config), dataclasses.asdict(build_config(path, type(config), data))
     differing = [f"{name} {ours[name]!r} where {folder} has {value!r}" for name, value in theirs.items() if ours[name] != value]
     if differing:
-        raise UserError(f"the config's encoder has {', '.join(differing)}; write those of {folder / 'config.yaml'} into the config")
+        raise UserError(f"the config's encoder has {', '.join(differing)}; write those of {path} into the config")
     weights = read_tensors(folder / "model.safetensors")
+    if exported:
+        weights = {name.removeprefix("encoder."): value.float() for name, value in weights.items() if name.startswith("encoder.")}
     check_fit(folder, weights, {name: value.shape for name, value in encoder.state_dict().items()})
     encoder.load_state_dict(weights)
 

@@ -7,6 +7,7 @@ alone: the user's words stand in the channel of heard words as a recognizer woul
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from train.bank import AGENT_HZ, USER_HZ, Utterance, Word
 from train.composer import Cast, ComposerConfig, beginnings, compose
 from train.encoder_stage import HEARD_SIL
 from train.layout import AGENT_FRAME_SAMPLES
+from train.open_questions import SKILL
 from train.timeline import Timeline
 
 STILL = AugmentConfig(speed=(1.0, 1.0), gain_db=(0.0, 0.0), tilt=(0.0, 0.0))
@@ -69,11 +71,22 @@ class WrittenCast(Cast):
         phrases: Short sentences that may have to be repeated.
         num_codebooks: K of the agent's codes.
         skill_weights: As in `ComposerConfig`.
+        open_questions: What `open` draws from; without any it is not drawn.
     """
 
-    def __init__(self, vocab: Vocab, phrases: tuple[str, ...], num_codebooks: int, skill_weights: dict[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        vocab: Vocab,
+        phrases: tuple[str, ...],
+        num_codebooks: int,
+        skill_weights: dict[str, float] | None = None,
+        open_questions: Sequence[world.Exchange] = (),
+    ) -> None:
         self.vocab, self.phrases, self.num_codebooks, self.pace = vocab, phrases, num_codebooks, 1.0
+        self.open_questions = open_questions
         by_name = {**world.SKILL_WEIGHTS, **(skill_weights or {})}
+        if not open_questions:
+            by_name[SKILL] = 0.0
         self.skills, self.weights = list(by_name), list(by_name.values())
         self.aside_beginnings = beginnings(world.phrasings("backchannel", "train"))
         stops = world.fixed_questions(world.skills()["talk"]["stop"]["ask"], "train")
@@ -96,6 +109,8 @@ class WrittenCast(Cast):
     def draw(self, rng: Generator, skill: str | None = None) -> Utterance:
         """A new question, of a skill drawn by weight unless given."""
         name = skill or self.draw_skill(rng)
+        if name == SKILL:
+            return written_question(self.open_questions[int(rng.integers(len(self.open_questions)))], self.vocab, self.pace)
         exchange = world.draw(random.Random(int(rng.integers(2**62))), "train", name, self.phrases)
         return written_question(exchange, self.vocab, self.pace)
 

@@ -41,6 +41,7 @@ from train.bank import (
     write_json,
     writing,
 )
+from train.open_questions import read_answers
 from train.voices import Speech, load_engine
 
 SHARD_SIZE = 500
@@ -58,6 +59,7 @@ class PartConfig:
         num_exchanges: Questions drawn from the world (user).
         skills: Draw only these skills, evenly; empty draws all by their weights.
         num_sentences: Sentences of the chat corpus added, from `sentence_offset` on.
+        open_questions: Path of a file that `duplex ask` wrote: its questions of the split are added (user).
         answers_to: Agent only: user parts whose answers are spoken.
         fixed_answers: Agent only: also speak every answer that does not depend on a question's values.
         seed: Seed of every draw.
@@ -71,6 +73,7 @@ class PartConfig:
     skills: tuple[str, ...] = ()
     num_sentences: int = 0
     sentence_offset: int = 0
+    open_questions: str = ""
     answers_to: tuple[str, ...] = ()
     fixed_answers: bool = True
     seed: int = 0
@@ -123,6 +126,8 @@ def plan_part(part: PartConfig, config: SynthConfig) -> list[Task]:
         )
     for i, text in enumerate(_sentences(part)):
         tasks.append(Task(f"{part.name}-s{i:06d}", text, rng.choice(voices), _speed(rng), "sentence"))
+    for i, exchange in enumerate(read_answers(part.open_questions, part.split) if part.open_questions else []):
+        tasks.append(Task(f"{part.name}-o{i:06d}", exchange.question, rng.choice(voices), _speed(rng), exchange.skill, exchange.answer))
     return tasks
 
 
