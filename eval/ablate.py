@@ -170,7 +170,7 @@ def table(ablation: Ablation, figures: Mapping[str, Mapping[str, Any]], trial: T
     head = ["", *(f"{title} ({suite})" for suite, _, title in COLUMNS), "words right, teacher-forced", "levels right"]
     lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for variant, found in figures.items():
-        by_suite = {result["suite"]: result for result in found["suites"]}
+        by_suite = {result["suite"]: result for result in found["results"]}
         cells = [_cell(by_suite[suite], name) for suite, name, _ in COLUMNS] + [f"{100 * found['logged'][name]:.1f} %" for name in _LOGGED]
         lines.append(f"| {variant} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])

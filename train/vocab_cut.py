@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 
 import torch
@@ -11,11 +12,11 @@ from tokenizers import Tokenizer
 from duplex.vocab import SPECIALS, Vocab
 from train.language_model import EMBEDDING, HEAD, LanguageModel
 
-_ALPHABET = 1  # tokens of one character, so that any text can still be written
+_ALPHABET = re.compile(r".|<0x[0-9A-F]{2}>", re.DOTALL)  # characters and bytes, so that any text can still be written
 
 
 def cut_vocab(language: LanguageModel, texts: Iterable[str]) -> LanguageModel:
-    """Keep the tokens that occur in `texts`, those they are merged from, and single characters.
+    """Keep the tokens that occur in `texts`, those they are merged from, and single characters or bytes.
 
     Words of `texts` stay the same tokens as before; other words may be written in more and shorter ones. Weights of kept tokens stay.
     """
@@ -26,7 +27,7 @@ def cut_vocab(language: LanguageModel, texts: Iterable[str]) -> LanguageModel:
     names = {at: name for name, at in ids.items()}
     words = {word for text in texts for word in text.split()}
     kept = {names[token] for word in words for part in language.vocab.encode_words(word) for token in part}
-    kept |= {name for name in ids if len(name) <= _ALPHABET} | set(SPECIALS)
+    kept |= {name for name in ids if _ALPHABET.fullmatch(name)} | set(SPECIALS)
     for left, right in reversed(pairs):  # a token's parts are merged before it
         if left + right in kept:
             kept |= {left, right}

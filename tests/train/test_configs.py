@@ -19,7 +19,7 @@ CONFIGS = Path(__file__).parents[2] / "train" / "configs"
 ON_TOP = CONFIGS / "base-ours.yaml"  # of base.yaml
 STAGES = sorted(p for p in CONFIGS.glob("*.yaml") if "model" in yaml.safe_load(p.read_text()) and p != ON_TOP)
 OTHERS = sorted(set(CONFIGS.glob("*.yaml")) - set(STAGES) - {ON_TOP})
-BANKS = {"base": "pocket"}  # whose parts a preset is trained on, where it has none of its own
+BANKS = {"base": ["pocket"], "small": ["pocket", "small"]}  # whose parts a preset is trained on, where not on its own alone
 
 
 def parse(data: dict) -> jsonargparse.Namespace:
@@ -33,8 +33,9 @@ def parse(data: dict) -> jsonargparse.Namespace:
 
 def test_all_are_known() -> None:
     stages = ["codec-gan", "codec", "dialogue", "encoder", "speak"]
-    assert [p.stem for p in STAGES] == ["base"] + [f"{preset}-{stage}" for preset in ("pocket", "test") for stage in stages]
-    assert [p.name for p in OTHERS] == ["pocket-synth.yaml", "test-synth.yaml"]
+    pocket, small, test = ([f"{preset}-{stage}" for stage in stages] for preset in ("pocket", "small", "test"))
+    assert [p.stem for p in STAGES] == ["base", *pocket, small[2], small[3], *test]
+    assert [p.name for p in OTHERS] == ["pocket-synth.yaml", "small-synth.yaml", "test-synth.yaml"]
 
 
 @pytest.mark.parametrize("path", STAGES, ids=lambda p: p.stem)
@@ -51,7 +52,8 @@ def test_a_stage_config_is_accepted(path: Path) -> None:
 @pytest.mark.parametrize("path", [*STAGES, ON_TOP], ids=lambda p: p.stem)
 def test_a_stage_uses_only_parts_that_are_built(path: Path) -> None:
     preset = path.stem.split("-")[0]
-    built = {part.name: part for part in load_config(CONFIGS / f"{BANKS.get(preset, preset)}-synth.yaml").parts}
+    configs = [load_config(CONFIGS / f"{name}-synth.yaml") for name in BANKS.get(preset, [preset])]
+    built = {part.name: part for config in configs for part in config.parts}
     data = yaml.safe_load(path.read_text())["data"]["init_args"]
     for key in ("parts", "user_parts", "answer_parts", "speak_parts"):
         for name in data.get(key, []):
@@ -100,7 +102,7 @@ def test_base_has_the_papers_sizes() -> None:
 
 
 def test_the_bank_config_keeps_the_splits_apart() -> None:
-    parts = load_config(CONFIGS / "pocket-synth.yaml").parts
+    parts = [part for name in BANKS["small"] for part in load_config(CONFIGS / f"{name}-synth.yaml").parts]
     assert {p.split for p in parts if p.role == "user"} == {"train", "val", "test"}
     assert all(p.split in p.name for p in parts if p.split != "train")
     assert len({p.seed for p in parts if p.role == "user"}) == sum(p.role == "user" for p in parts)

@@ -10,12 +10,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from duplex.checkpoint import load_speaker
 from duplex.config import FastConformerConfig, WhisperConfig
 from duplex.errors import UserError
 from duplex.model import build_encoder
 from duplex.whisper import CausalWhisper
 from train.encoder_stage import load_whisper
-from train.pretrained import whisper_encoder_weights
+from train.pretrained import load_encoder, whisper_encoder_weights
 
 TINY = WhisperConfig(num_mels=20, token_width=16, num_layers=2, num_heads=2, ff_width=24, window_tokens=12, width=10)
 OURS = ("stack.", "ctc.")
@@ -94,3 +95,14 @@ def test_the_packaged_whisper_has_the_default_shape() -> None:
     encoder = CausalWhisper(WhisperConfig())
     assert {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in whispers_part(encoder).items()}
     assert 0.005 < float(weights["conv1.weight"].std()) < 0.5 and all(bool(v.isfinite().all()) for v in weights.values())
+
+
+def test_the_encoder_of_an_exported_checkpoint_is_taken(tiny_checkpoint: Path) -> None:
+    speaker = load_speaker(str(tiny_checkpoint))
+    config = speaker.model.config.encoder
+    encoder = build_encoder(config)
+    load_encoder(encoder, config, tiny_checkpoint)
+    expected = speaker.model.encoder.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in encoder.state_dict().items())
+    with pytest.raises(UserError, match="the config's encoder is of kind 'whisper', that in .* of 'fastconformer'"):
+        load_encoder(CausalWhisper(TINY), TINY, tiny_checkpoint)

@@ -351,3 +351,18 @@ def test_a_stage_may_start_from_an_exported_checkpoint(tiny_checkpoint: Path) ->
     weights = stage_weights(str(tiny_checkpoint), "model.")
     assert weights.keys() == exported.keys()
     assert all(torch.equal(weights[k], exported[k]) for k in exported)
+
+
+@pytest.mark.parametrize("values", ["zero", "normal"])
+def test_the_users_weight_may_rest_and_vectors_of_codes_start_anew(bank: TinyBank, tmp_path: Path, values: str) -> None:
+    first = DialogueStage(1, bank.model)
+    fit(first, conversations(bank, tmp_path, 1)).save_checkpoint(tmp_path / "last.ckpt")
+    start = {"learning_rate": 0.0, "encoder_learning_rate": 0.0, "init_model": str(tmp_path / "last.ckpt")}
+    second = DialogueStage(1, bank.model, user_weight=0.25, code_vectors=values, **start)  # type: ignore[arg-type]
+    fit(second, conversations(bank, tmp_path, 1))
+    assert first.model is not None and second.model is not None
+    assert float(second.model.fusion.user_weight) == 0.25 and not second.model.fusion.user_weight.requires_grad
+    before, after = first.model.fusion.codes.level.weight, second.model.fusion.codes.level.weight
+    assert not torch.equal(before, after) and bool(after.any()) == (values == "normal")
+    changed = [k for k, v in first.model.state_dict().items() if not torch.equal(v, second.model.state_dict()[k])]
+    assert {k.split(".")[1] for k in changed} == {"codes", "user_weight"}
