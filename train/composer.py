@@ -44,6 +44,9 @@ class ComposerConfig:
         skill_weights: How often a skill is asked, where it differs from `train.world.SKILL_WEIGHTS`.
         stop_probability: That who interrupts a long answer says nothing but "stop".
         go_on_probability: That who said "stop" then asks for the rest.
+        agent_backchannel_probability: That the agent says "uh huh" or the like into a pause of the user's turn, where it is long enough
+            and the agent has such words.
+        agent_backchannel_frames: How far into the pause it does so, ends included.
         backchannel_probability: That the user says "uh huh" or the like, wanting no turn, into an answer that is long enough.
     """
 
@@ -60,6 +63,8 @@ class ComposerConfig:
     stop_probability: float = 0.25
     go_on_probability: float = 0.6
     backchannel_probability: float = 0.3
+    agent_backchannel_probability: float = 0.0
+    agent_backchannel_frames: tuple[int, int] = (4, 6)
     skill_weights: dict[str, float] = field(default_factory=dict)
 
 
@@ -74,6 +79,7 @@ class Cast:
             self.by_skill.setdefault(question.skill, []).append(question)
         self.crowd = [q for pool in self.by_skill.values() for q in pool]
         self.aside_beginnings = beginnings([q.text for q in self.by_skill.get("backchannel", [])])
+        self.listening = [answers[text] for text in world.skills()["listening"] if text in answers]
         self.stops = [q for q in self.by_skill.get("talk", []) if q.value == "stop"]
         by_name = {**world.SKILL_WEIGHTS, **(skill_weights or {})}
         self.skills = [s for s in by_name if s in self.by_skill and by_name[s]]
@@ -181,6 +187,7 @@ def compose(cast: Cast, config: ComposerConfig, augment: AugmentConfig, rng: Gen
             agents[-1] = _cut(agents[-1], turn, cast, config, rng)
             memory.rest = rest_of(agents[-1].utterance, agents[-1].cut_frame - agents[-1].start_frame)
         users.append(turn)
+        agents += _listening(cast, turn, len(users) - 1, config, rng)
         assert answer.codes is not None
         end = begin + len(answer.codes)
         onset = _interruption(question, begin, len(answer.codes), config, rng)
@@ -195,6 +202,19 @@ def compose(cast: Cast, config: ComposerConfig, augment: AugmentConfig, rng: Gen
                 memory.rest = None
             start, kind, memory.last = end * USER_FRAME_SAMPLES + pause, "question", answer
     return Timeline(config.num_frames, tuple(users), tuple(agents))
+
+
+def _listening(cast: Cast, turn: UserTurn, index: int, config: ComposerConfig, rng: Generator) -> list[AgentTurn]:
+    """What the agent says into pauses of the user's turn `index`, wanting no turn: each ends before the user goes on."""
+    said = []
+    for start, end in turn.pauses if cast.listening and config.agent_backchannel_probability else ():
+        utterance = cast.listening[int(rng.integers(len(cast.listening)))]
+        assert utterance.codes is not None
+        first, last = config.agent_backchannel_frames
+        begin = -(-start // USER_FRAME_SAMPLES) + int(rng.integers(first, last + 1))
+        if begin + len(utterance.codes) <= end // USER_FRAME_SAMPLES and rng.random() < config.agent_backchannel_probability:
+            said.append(AgentTurn(utterance, begin, begin + len(utterance.codes), index))
+    return said
 
 
 def _is_stop(question: Utterance) -> bool:

@@ -91,6 +91,7 @@ class WrittenCast(Cast):
         self.aside_beginnings = beginnings(world.phrasings("backchannel", "train"))
         stops = world.fixed_questions(world.skills()["talk"]["stop"]["ask"], "train")
         answer = world.skills()["talk"]["stop"]["answer"]
+        self.listening: list[Utterance] = []  # they need no words of the user's
         self.stops = [written_question(world.Exchange("talk", text, answer, "stop"), vocab, 1.0) for text in stops]
 
     def conversation(self, config: ComposerConfig, rng: Generator) -> Timeline:

@@ -57,7 +57,8 @@ class PartConfig:
         split: Which voices and phrasings; agent parts ignore it.
         engines: Keep the split's voices of these engines; empty keeps all.
         num_exchanges: Questions drawn from the world (user).
-        skills: Draw only these skills, evenly; empty draws all by their weights.
+        skills: Draw only these skills, evenly; empty draws all by their weights. An agent part has `backchannel` alone: what it says
+            to show that it listens.
         num_sentences: Sentences of the chat corpus added, from `sentence_offset` on.
         open_questions: Path of a file that `duplex ask` wrote: its questions of the split are added (user).
         answers_to: Agent only: user parts whose answers are spoken.
@@ -147,6 +148,9 @@ def _plan_agent(part: PartConfig, config: SynthConfig) -> list[Task]:
         texts.update(dict.fromkeys(world.memory_answers()))
         for name in ("talk", "long"):
             texts.update(dict.fromkeys(entry["answer"] for entry in world.skills()[name].values()))
+    if set(part.skills) - {"backchannel"}:
+        raise UserError(f"agent part {part.name!r} has skills {', '.join(part.skills)}; of an agent's there is only backchannel")
+    texts.update(dict.fromkeys(world.skills()["listening"] if part.skills else ()))
     by_name = {p.name: p for p in config.parts}
     for name in part.answers_to:
         if name not in by_name:

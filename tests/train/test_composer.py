@@ -127,6 +127,33 @@ def compose_kinds(config: ComposerConfig) -> set[str]:
     return {u.kind for seed in range(10) for u in compose(Cast(questions, answers), config, PLAIN, np.random.default_rng(seed)).user}
 
 
+def test_the_agent_may_say_that_it_listens_into_a_pause() -> None:
+    """user    [ what is two plus ......pause...... two ]
+    agent                             [Okay.]              gap [ Two plus two is four. ]
+    """
+    questions = [speech("q", "what is two plus two", 16000, False, skill="plus", answer="Two plus two is four.", value="four")]
+    answers = {text: speech(text, text, 24000, True) for text in ("Two plus two is four.", "Okay.", "I see.")}
+    config = dataclasses.replace(
+        CONFIG, pause_probability=1.0, pause_s=(0.4, 1.5), interruption_probability=0.0, agent_backchannel_probability=0.7
+    )
+    said, silent = [], 0
+    for seed in SEEDS:
+        timeline = compose(Cast(questions, answers), config, PLAIN, np.random.default_rng(seed))
+        for index, user in enumerate(timeline.user):
+            (start, end), turns = user.pauses[0], [a for a in timeline.agent if a.answers == index]
+            assert turns[-1].utterance.text == "Two plus two is four."
+            for turn in turns[:-1]:
+                assert start + 4 * FRAME <= turn.start_frame * FRAME <= start + 7 * FRAME and not turn.interrupted
+                assert turn.cut_frame * FRAME <= end
+                said.append(turn.utterance.text)
+            silent += len(turns) == 1
+    assert set(said) == {"Okay.", "I see."} and silent > 20  # short pauses, and chance
+    off = dataclasses.replace(config, agent_backchannel_probability=0.0)
+    assert all(
+        len(t.agent) == len(t.user) for t in (compose(Cast(questions, answers), off, PLAIN, np.random.default_rng(s)) for s in SEEDS)
+    )
+
+
 def test_pauses_lie_inside_an_unfinished_turn(timelines: list[Timeline]) -> None:
     count = 0
     for timeline in timelines:
