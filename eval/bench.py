@@ -226,7 +226,7 @@ def main(argv: list[str]) -> None:
         if args.peer:
             from eval.bench_peers import peer_figures
 
-            result |= peer_figures(speaker, args.peer_steps, result["step_ms"]["p50"])
+            result |= peer_figures(speaker, args.peer, args.peer_steps, result["step_ms"]["p50"])
         _print_table(result)
     print(json.dumps(result))
 
@@ -291,7 +291,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=1.0, help="live: how long they call (default: %(default)g)")
     parser.add_argument("--seed", type=int, default=1, help="live: of who asks what when (default: %(default)s)")
     parser.add_argument("--bank", type=Path, help="live: bank whose test questions are asked; train: composed from, and timed")
-    parser.add_argument("--peer", choices=("transformers",), help="step: measure the usual loop at the same size beside it")
+    parser.add_argument(
+        "--peer", choices=("transformers", "moshi"), help="step: measure the usual loop, or Moshi's modules, at the same size beside it"
+    )
     parser.add_argument("--peer-steps", type=int, default=200, help="frames of the peer (default: %(default)s)")
     return parser
 

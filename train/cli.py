@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,9 @@ class _TrainCLI(LightningCLI):
         return trainer
 
     def after_fit(self) -> None:
-        """Keep the last step too, which Lightning leaves out where `every_n_train_steps` does not divide it."""
+        """Say what memory it took, and keep the last step, which Lightning leaves out where `every_n_train_steps` does not divide it."""
+        if self.trainer.is_global_zero:
+            print(f"most memory used: {peak_memory(self.trainer.strategy.root_device)}")
         keepers = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path]
         for keeper in keepers if self.trainer.state.finished else ():
             if keeper._last_global_step_saved != self.trainer.global_step:
@@ -57,6 +60,13 @@ class _TrainCLI(LightningCLI):
         path = str(self.config.get(self.config.subcommand, {}).get("ckpt_path") or "")
         if path and path not in ("last", "best", "hpc") and not path.startswith("registry") and "://" not in path:
             read_checkpoint(path)
+
+
+def peak_memory(device: torch.device) -> str:
+    """The most memory that this process has had, and on its GPU."""
+    kilo = 1 if sys.platform == "darwin" else 1024  # what getrusage counts in
+    of_host = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo / 1e9:.2f} GB"
+    return of_host if device.type != "cuda" else f"{of_host}, and {torch.cuda.max_memory_allocated(device) / 1e9:.2f} GB of the GPU's"
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -13,7 +13,7 @@ from codec.linear import packed_weights
 from duplex.checkpoint import Speaker
 from duplex.cli import main as duplex
 from duplex.presets import cast_weights
-from eval import bench, bench_sessions
+from eval import bench, bench_peers, bench_sessions
 from serve.arena import Arena
 
 
@@ -101,12 +101,15 @@ def test_sessions_are_measured_with_their_windows_full() -> None:
         assert ring.keys.shape[2] == 34 and (ring.position > 34).all() and (ring.keys.std(2) > 0.3).all()
 
 
-def test_a_peer_of_the_same_size_is_measured_beside(capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize("peer", ["transformers", "moshi"])
+def test_a_peer_of_the_same_size_is_measured_beside(peer: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers", exc_type=ImportError)
-    options = ["--preset", "random:test", "--steps", "2", "--peer", "transformers", "--peer-steps", "3"]
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 32}
+    monkeypatch.setattr(bench_peers, "DEPTH", small)
+    options = ["--preset", "random:test", "--steps", "2", "--peer", peer, "--peer-steps", "3"]
     assert duplex(["bench", "step", *options]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert result["peer"] == "transformers" and result["peer_ms"]["p50"] > 0
+    assert result["peer"] == peer and result["peer_ms"]["p50"] > 0
     assert result["times_as_fast"] == pytest.approx(result["peer_ms"]["p50"] / result["step_ms"]["p50"], abs=0.02)
 
 

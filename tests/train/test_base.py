@@ -82,9 +82,11 @@ def overlay(root: Path, folder: Path, **changes: object) -> Path:
     return folder / "tiny.yaml"
 
 
-def test_it_starts_from_them_and_converses(imported: Path, tmp_path: Path) -> None:
+def test_it_starts_from_them_and_converses(imported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny = overlay(imported, tmp_path)  # a rate of 0: what it ends with is what it began with
     assert duplex(["train", "fit", "--config", str(BASE), "--config", str(tiny)]) == 0
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("most memory used: ")]
+    assert 0.2 < float(said.split()[3]) < 30
     weights, language = stage_weights(str(tmp_path / "last.ckpt"), "model."), load_language_model(imported / "language")
     assert all(torch.equal(weights[name], value.float()) for name, value in language.tensors.items())
     assert not weights["fusion.codes.level.weight"].any() and not weights["adapter.proj.weight"].any()
