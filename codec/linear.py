@@ -7,12 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+GROUP = 32  # inputs of an output that share a scale in 4 bits
+_OUTPUTS = 16  # torch's products in 4 bits make so many at a time
+
 
 class Product:
     """What several layers make of the same input, in one product.
 
     On a CPU, weights that float16 holds exactly, as those of a checkpoint, are packed in it; inputs and sums stay float32, so results
     are those of the layers. Elsewhere the layers' weights become parts of one tensor. Names and values are kept.
+
+    After `quantize`, on a CPU, weights are in 4 bits, GROUP of an output's inputs with a scale and an offset of their own, and inputs and
+    results in bfloat16: a quarter of the memory to read.
 
     Where a weight has changed or moved since, `ready` is False and the layers must be called one by one; so they must for gradients.
 
@@ -30,6 +36,7 @@ class Product:
             parts = zip(layers, weights, strict=True)
             self._bias = torch.cat([w.new_zeros(len(w)) if layer.bias is None else layer.bias.data for layer, w in parts])
         self._packed = _pack(self._weight, self._bias)
+        self._quantized: tuple[Tensor, Tensor, Tensor | None] | None = None
         if self._packed is not None:
             self._weight = self._bias = None
         elif not backwards:
@@ -41,10 +48,22 @@ class Product:
                 version = None if parameter.is_inference() else parameter._version
                 self._stamps.append((layer._parameters, name, parameter.data_ptr(), version))
 
-    @property
-    def packed_weights(self) -> list[Tensor]:
-        """The layers' weights, where they are packed."""
-        return [] if self._packed is None else [owner["weight"] for owner, name, *_ in self._stamps if name == "weight"]  # type: ignore[misc]
+    def quantize(self) -> None:
+        """Go on in 4 bits, where inputs come in whole groups; on a CPU, from weights that are packed in float16."""
+        layers = [owner for owner, name, *_ in self._stamps if name == "weight"]
+        weight = torch.cat([layer["weight"].data.flatten(1) for layer in layers])  # type: ignore[union-attr]
+        if self._packed is None or weight.shape[1] % GROUP or weight.shape[0] % _OUTPUTS:
+            return
+        biases = [layer.get("bias") for layer in layers]
+        bias = None
+        if any(b is not None for b in biases):
+            bias = torch.cat([weight.new_zeros(size) if b is None else b.data for b, size in zip(biases, self._sizes, strict=True)])
+        self._quantized, self._packed = (*_to_4_bits(weight), bias), None
+
+    def read_bytes(self) -> dict[int, float]:
+        """Bytes that a product reads of each element of a layer's weight, by the weight's `id`, where it is packed."""
+        size = 0.5 + 4 / GROUP if self._quantized else 2.0 if self._packed is not None else 0.0
+        return {id(owner[name]): size for owner, name, *_ in self._stamps if name == "weight"} if size else {}
 
     @property
     def ready(self) -> bool:
@@ -59,6 +78,10 @@ class Product:
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., the sum of the layers' widths]."""
+        if self._quantized is not None:
+            weight, scales, bias = self._quantized
+            made = torch.ops.aten._weight_int4pack_mm_for_cpu(x.flatten(0, -2).bfloat16(), weight, GROUP, scales).to(x.dtype)
+            return (made if bias is None else made + bias).view(*x.shape[:-1], -1)
         if self._packed is not None:
             return torch.ops.quantized.linear_dynamic_fp16.default(x, self._packed)
         return nn.functional.linear(x, self._weight, self._bias)  # type: ignore[arg-type]
@@ -80,6 +103,16 @@ def _pack(weight: Tensor, bias: Tensor | None) -> Any:
     return torch.ops.quantized.linear_prepack_fp16(weight.contiguous(), bias)
 
 
+def _to_4_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """[N, K] -> its packed integers, and [K / GROUP, N, 2] scales and middles."""
+    groups = weight.unflatten(1, (-1, GROUP))
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    scale = ((high - low) / 15).clamp_min(1e-8)
+    integers = ((groups - low) / scale).round().clamp(0, 15).to(torch.int32).flatten(1)
+    scales = torch.stack([scale, low + 8 * scale], -1)[:, :, 0].transpose(0, 1).contiguous().bfloat16()
+    return torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers, 1), scales
+
+
 class Linear(nn.Linear):
     """`nn.Linear` that `pack_layers` can lay out for inference."""
 
@@ -95,10 +128,19 @@ class Linear(nn.Linear):
         return product(x) if product is not None and product.ready else super().forward(x)
 
 
-def packed_weights(module: nn.Module) -> list[Tensor]:
-    """The weights of `module` that a step reads in float16."""
+def read_bytes(module: nn.Module) -> dict[int, float]:
+    """`Product.read_bytes` of all of `module`."""
     products = [getattr(part, "_product", None) for part in module.modules()]
-    return [weight for product in products if product is not None for weight in product.packed_weights]
+    return {key: size for product in products if product is not None for key, size in product.read_bytes().items()}
+
+
+def quantize_layers(module: nn.Module) -> None:
+    """Let what `pack_layers` laid out in `module` go on in 4 bits, see `Product`; on a CPU."""
+    with torch.no_grad():
+        for part in module.modules():
+            product = getattr(part, "_product", None)
+            if product is not None:
+                product.quantize()
 
 
 def pack_layers(module: nn.Module) -> None:

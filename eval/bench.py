@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from codec.linear import pack_layers, packed_weights
+from codec.linear import pack_layers, quantize_layers, read_bytes
 from duplex.checkpoint import Speaker, load_speaker
 from duplex.cli import run
 from duplex.clock import FRAME_MS
@@ -29,7 +29,7 @@ WARM_UP_STEPS = 20
 STAGE_STEPS = 300
 COPY_BYTES = 128 * 2**20
 RANDOM = "random:"  # shapes to measure without weights: speed does not depend on their values
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int4": torch.quint4x2}
 
 
 def load(preset: str, device: str, dtype: torch.dtype = torch.float32, window_frames: int | None = None) -> Speaker:
@@ -38,13 +38,19 @@ def load(preset: str, device: str, dtype: torch.dtype = torch.float32, window_fr
     Args:
         preset: As said above.
         device: Where it runs.
-        dtype: Of the model's weights; the codec stays float32.
+        dtype: Of the model's weights; the codec stays float32. `torch.quint4x2`: the backbone in 4 bits (`codec.linear.Product`), on a CPU.
         window_frames: Window of the backbone in place of the shape's own; not for a checkpoint.
 
     Raises:
-        UserError: the shape is unknown, or a checkpoint is given with another window.
+        UserError: the shape is unknown, a checkpoint is given with another window, or 4 bits are asked of a GPU.
         CheckpointError: the checkpoint is missing or damaged.
     """
+    if dtype is torch.quint4x2:
+        if torch.device(device).type != "cpu":
+            raise UserError(f"--dtype int4 is for a CPU, not for {device}; use float32 or bfloat16")
+        speaker = load(preset, device, torch.float32, window_frames)
+        quantize_layers(speaker.model.backbone)
+        return speaker
     if preset.startswith(RANDOM):
         name = preset.removeprefix(RANDOM)
         if name not in PRESETS:
@@ -160,8 +166,8 @@ def percentiles(times_ms: np.ndarray) -> dict[str, float]:
 def weight_bytes(module: nn.Module) -> int:
     """Bytes of weights a step reads whole: all but embedding tables, of which it reads a few rows."""
     tables = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
-    packed = {id(weight) for weight in packed_weights(module)}
-    return sum(p.numel() * (2 if id(p) in packed else p.element_size()) for p in module.parameters() if id(p) not in tables)
+    packed = read_bytes(module)
+    return round(sum(p.numel() * packed.get(id(p), p.element_size()) for p in module.parameters() if id(p) not in tables))
 
 
 def step_bytes(speaker: Speaker) -> int:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from codec.linear import Linear, Product, pack_layers
-from duplex.config import WhisperConfig
+from codec.linear import GROUP, Linear, Product, pack_layers, quantize_layers, read_bytes
+from duplex.backbone import Backbone
+from duplex.config import BackboneConfig, WhisperConfig
 from duplex.model import DuplexModel
 from duplex.whisper import CausalWhisper
 from tests.duplex.test_streaming import TINY, TeacherForced, conversation, hearing, noise
@@ -89,3 +90,49 @@ def test_convolutions_are_packed_too() -> None:
         assert torch.allclose(encoder(audio), expected, atol=1e-5)
         encoder.conv2.weight.mul_(2)
         assert not torch.allclose(encoder(audio), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_product_in_4_bits_is_that_of_the_nearest_weights(bias: bool) -> None:
+    torch.manual_seed(0)
+    layers = nn.ModuleList([nn.Linear(2 * GROUP, 16, bias=bias), nn.Linear(2 * GROUP, 32)]).half().float()
+    joint, x = Product(*layers), torch.randn(2, 3, 2 * GROUP)
+    with torch.no_grad():
+        exact = joint(x)
+        joint.quantize()
+        small = joint(x)
+        assert joint.ready and small.shape == exact.shape and small.dtype == x.dtype
+        low, high = torch.cat([layer.weight for layer in layers]).unflatten(1, (2, GROUP)).aminmax(dim=-1, keepdim=True)
+        weight = torch.cat([layer.weight for layer in layers]).unflatten(1, (2, GROUP))
+        steps = ((weight - low) / ((high - low) / 15)).round()
+        nearest = (low + steps * (high - low) / 15).flatten(1)
+        biases = torch.cat([layer.bias if layer.bias is not None else torch.zeros(len(layer.weight)) for layer in layers])
+        torch.testing.assert_close(small, x @ nearest.t() + biases, atol=0.03, rtol=0.03)  # in bfloat16
+        assert 0.001 < float((small - exact).norm() / exact.norm()) < 0.15
+        assert torch.equal(joint(x[:1]), small[:1]), "a row changes with its neighbours"
+    assert set(joint.read_bytes().values()) == {0.5 + 4 / GROUP}
+
+
+def test_a_backbone_in_4_bits_is_nearly_the_backbone_and_others_are_left() -> None:
+    torch.manual_seed(0)
+    backbone = Backbone(BackboneConfig(64, 2, 4, 2, 96, window_frames=8)).half().float()
+    pack_layers(backbone)
+    x = torch.randn(2, 20, 64)
+
+    def stepped(rows: slice) -> torch.Tensor:
+        state = backbone.init_state(len(x[rows]))
+        return torch.cat([backbone.step(x[rows, t : t + 1], state) for t in range(x.shape[1])], 1)
+
+    with torch.no_grad():
+        exact = stepped(slice(2))
+        quantize_layers(backbone)
+        assert set(read_bytes(backbone).values()) == {0.5 + 4 / GROUP}
+        small = stepped(slice(2))
+        assert 1e-3 < float((small - exact).norm() / exact.norm()) < 0.15
+        assert torch.equal(stepped(slice(1, 2)), small[1:]), "a row changes with its neighbours"
+        odd = nn.Linear(GROUP - 1, 16).half().float()
+        product = Product(odd)
+        product.quantize()
+        assert set(product.read_bytes().values()) == {2.0}  # no whole groups
+    backbone(x).sum().backward()  # training is not touched
+    assert all(layer.self_attn.k_proj.weight.grad is not None for layer in backbone.layers)
