@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from codec.plain import is_file, one_line, parse_mapping, shown
 from duplex.cli import run
 from duplex.errors import UserError
 from train.bank import writing
@@ -89,7 +90,7 @@ def write_answers(source: str, questions: Sequence[str]) -> Iterator[tuple[str, 
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True, padding_side="left", **named)
         model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=dtype, **named).eval()
     except Exception as error:  # transformers raises many kinds
-        raise UserError(f"{source} is no language model that transformers can run ({str(error).splitlines()[0]}); give another") from error
+        raise UserError(f"{source} is no language model that transformers can run ({one_line(error)}); give another") from error
     if not tokenizer.chat_template:
         raise UserError(f"{source} has no chat template, so it was not taught to answer; give an instruction-tuned model")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -114,16 +115,20 @@ def read_answers(path: str | Path, split: str) -> list[Exchange]:
     Raises:
         UserError: the file is missing or damaged.
     """
+    if not is_file(path):
+        raise UserError(f"there is no file {path} of open questions; make it with `duplex ask SOURCE {path}`")
     try:
-        lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
-        pairs = [(str(line["question"]), str(line["answer"])) for line in lines]
-    except FileNotFoundError as error:
-        raise UserError(f"there is no file {path} of open questions; make it with `duplex ask SOURCE {path}`") from error
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(
-            f"{path} holds no open questions ({str(error).splitlines()[0]}); make it again with `duplex ask SOURCE {path}`"
-        ) from error
+        pairs = [_pair(parse_mapping(line)) for line in Path(path).read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} holds no open questions ({one_line(error)}); make it again with `duplex ask SOURCE {path}`") from error
     return [Exchange(SKILL, question, answer) for question, answer in pairs if question_split(question) == split]
+
+
+def _pair(line: dict) -> tuple[str, str]:
+    question, answer = line.get("question"), line.get("answer")
+    if not (isinstance(question, str) and isinstance(answer, str) and question.strip() and answer.strip()):
+        raise ValueError(f"a line has the question {shown(question)} and the answer {shown(answer)}")
+    return question, answer
 
 
 def main(argv: list[str] | None = None) -> None:

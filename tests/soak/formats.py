@@ -320,4 +320,15 @@ def conversations(tmp: Path, tiny: Path) -> Format:
     return Format(files, tuple(files), read, 10_000, crafted)
 
 
-FORMATS = (audio, synth_config, scenario_file, checkpoint, nemo, language_model, gguf, bank, conversations)
+def open_questions(tmp: Path, tiny: Path) -> Format:
+    """What `duplex ask` wrote, and `duplex synth` and training read."""
+    from train.open_questions import read_answers
+
+    lines = [{"question": f"what is number {i}", "answer": "It is high."} for i in range(3)]
+    crafted = [("open.jsonl", raw.encode()) for raw in JSON_RAW] + [("open.jsonl", b"[" * 10**6)]
+    crafted += [("open.jsonl", json.dumps({"question": raw, "answer": "Yes."}).encode()) for raw in ("", 5, None, ["a"], "\ud800", "a\0b")]
+    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    return Format({"open.jsonl": content}, ("open.jsonl",), lambda at, name: read_answers(at / name, "train"), 2_000, crafted)
+
+
+FORMATS = (audio, synth_config, open_questions, scenario_file, checkpoint, nemo, language_model, gguf, bank, conversations)
