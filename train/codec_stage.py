@@ -6,13 +6,16 @@ from pathlib import Path
 
 import lightning
 import numpy as np
+import soxr
 import torch
 from torch import Tensor
 
 from codec.checkpoint import load_codec, make_codec, plain_config
 from codec.config import CodecConfig, NanoConfig
 from codec.losses import SCALES, Discriminators, SpectralLoss, discriminator_loss, generator_losses
-from train.bank import read_part
+from duplex.clock import FRAME_MS
+from duplex.errors import UserError
+from train.bank import AGENT_HZ, read_part
 from train.loader import StepLoader
 from train.precision import autocast
 from train.schedule import warmup_cosine
@@ -27,23 +30,35 @@ class AgentCrops(lightning.LightningDataModule):
         num_steps: Batches a run.
         batch_size: Crops a batch.
         crop_frames: Code frames a crop.
+        sample_rate_hz: That of the codec.
         seed: Seed of every draw.
         num_workers: Processes that make batches, see `train.loader.StepLoader`.
     """
 
     def __init__(
-        self, bank: str, parts: list[str], num_steps: int, batch_size: int = 8, crop_frames: int = 16, seed: int = 0, num_workers: int = 0
+        self,
+        bank: str,
+        parts: list[str],
+        num_steps: int,
+        batch_size: int = 8,
+        crop_frames: int = 16,
+        sample_rate_hz: int = AGENT_HZ,
+        seed: int = 0,
+        num_workers: int = 0,
     ) -> None:
         super().__init__()
         self.num_workers = num_workers
         self.folders = [Path(bank) / part for part in parts]
-        self.num_steps, self.batch_size, self.crop_samples, self.seed = num_steps, batch_size, crop_frames * 1920, seed
+        self.num_steps, self.batch_size, self.seed, self.sample_rate_hz = num_steps, batch_size, seed, sample_rate_hz
+        self.crop_samples = crop_frames * sample_rate_hz * FRAME_MS // 1000
         self._audio: list[np.ndarray] = []
 
     def setup(self, stage: str) -> None:
         """Read the parts into memory once."""
         if not self._audio:
-            self._audio = [u.audio for folder in self.folders for u in read_part(folder, fields=("recording",))]
+            spoken = (u.audio for folder in self.folders for u in read_part(folder, fields=("recording",)))
+            same = self.sample_rate_hz == AGENT_HZ
+            self._audio = [audio if same else soxr.resample(audio, AGENT_HZ, self.sample_rate_hz) for audio in spoken]
 
     def train_dataloader(self) -> StepLoader:
         """Batches [B, crop_samples] float32."""
@@ -57,11 +72,11 @@ class AgentCrops(lightning.LightningDataModule):
     def _crop(self, rng: np.random.Generator) -> np.ndarray:
         crop = np.zeros(self.crop_samples, np.float32)
         audio = self._audio[rng.integers(len(self._audio))]
-        start = int(rng.integers(-7200, max(len(audio) - self.crop_samples // 2, 1)))
+        start = int(rng.integers(-round(0.3 * self.sample_rate_hz), max(len(audio) - self.crop_samples // 2, 1)))
         position = max(-start, 0)
         piece = audio[max(start, 0) :][: self.crop_samples - position]
         crop[position : position + len(piece)] = piece / 32767.0
-        position += len(piece) + int(rng.integers(2400, 9600))
+        position += len(piece) + int(rng.integers(round(0.1 * self.sample_rate_hz), round(0.4 * self.sample_rate_hz)))
         if position < self.crop_samples:
             piece = self._audio[rng.integers(len(self._audio))][: self.crop_samples - position]
             crop[position : position + len(piece)] = piece / 32767.0
@@ -104,6 +119,16 @@ class CodecStage(lightning.LightningModule):
         self.discriminators = Discriminators(periods) if adversarial else None
         if adversarial:
             self.codec.encoder.requires_grad_(False)
+
+    def setup(self, stage: str) -> None:
+        """Check that the crops are what the codec takes.
+
+        Raises:
+            UserError: their rates differ.
+        """
+        rate_hz, given_hz = self.codec.config.sample_rate_hz, self.trainer.datamodule.sample_rate_hz if self.trainer.datamodule else None  # type: ignore[attr-defined]
+        if given_hz not in (None, rate_hz):
+            raise UserError(f"the codec is of {rate_hz} Hz and the crops are of {given_hz}; set the data's sample_rate_hz to {rate_hz}")
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Keep the codec's shape with its weights."""

@@ -34,7 +34,7 @@ def parse(data: dict) -> jsonargparse.Namespace:
 def test_all_are_known() -> None:
     stages = ["codec-gan", "codec", "dialogue", "encoder", "speak"]
     pocket, small, test = ([f"{preset}-{stage}" for stage in stages] for preset in ("pocket", "small", "test"))
-    assert [p.stem for p in STAGES] == ["base", *pocket, small[2], small[3], *test]
+    assert [p.stem for p in STAGES] == ["base-voice", "base", *pocket, small[2], small[3], *test]
     assert [p.name for p in OTHERS] == ["pocket-synth.yaml", "small-synth.yaml", "test-synth.yaml"]
 
 

@@ -13,9 +13,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from codec.checkpoint import save_codec
+from codec.checkpoint import load_codec, save_codec
+from codec.config import NanoConfig
 from codec.losses import SCALES
 from codec.model import Codec
+from codec.nano import NanoCodec
 from duplex.checkpoint import load_speaker
 from duplex.config import WhisperConfig
 from duplex.errors import UserError
@@ -98,6 +100,21 @@ def test_crops_of_the_agent(bank: TinyBank) -> None:
     assert batch.shape == (4, 8 * 1920) and batch.dtype == torch.float32 and 0.2 < batch.abs().max() < 0.5
     assert torch.equal(batch, data.batch(1)) and not torch.equal(batch, data.batch(2))
     assert [len(b) for b in data.train_dataloader()] == [4] * 3
+
+
+def test_a_nanocodec_learns_one_voice_and_keeps_its_codes(bank: TinyBank, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_codec(NanoCodec(NanoConfig(encoder_width=2, decoder_width=64)), tmp_path / "codec", torch.float32)
+    before = load_codec(tmp_path / "codec")
+    data = AgentCrops(str(bank.folder), ["agent"], 2, batch_size=2, crop_frames=6, sample_rate_hz=22050)
+    data.setup("fit")
+    assert data.batch(0).shape == (2, 6 * 1764)
+    stage = CodecStage(2, learning_rate=1e-3, warmup_steps=1, init_from=str(tmp_path / "codec"), adversarial=True)
+    fit(stage, data)
+    codes = [codec.eval().encode(data.batch(0)) for codec in (before, stage.codec)]
+    assert torch.equal(*codes) and not torch.equal(before.decode(codes[0]), stage.codec.decode(codes[0]))
+    with pytest.raises(UserError, match="the codec is of 22050 Hz and the crops are of 24000; set the data's sample_rate_hz to 22050"):
+        fit(CodecStage(2, init_from=str(tmp_path / "codec")), AgentCrops(str(bank.folder), ["agent"], 2))
 
 
 WHISPER = WhisperConfig(num_mels=20, token_width=16, num_layers=1, num_heads=2, ff_width=24, window_tokens=12, width=16)
