@@ -13,6 +13,7 @@ import os
 import random
 import shutil
 import threading
+import time
 import zlib
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -207,18 +208,21 @@ def _speak(task: Task, speech: Speech, rate_hz: int):
     return MonoCut(task.id, 0, duration, 0, [supervision], recording=Recording.from_bytes(buffer.getvalue(), task.id), custom=custom)
 
 
-def _build_shard(folder: Path, index: int, tasks: list[Task], rate_hz: int, engines: dict) -> None:
+def _build_shard(folder: Path, index: int, tasks: list[Task], rate_hz: int, engines: dict) -> float:
+    """Write one shard; returns the hours of speech in it."""
     from lhotse.shar import SharWriter
 
     work = folder / f".work-{index:06d}"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
+    seconds = 0.0
     with SharWriter(str(work), fields={"recording": "flac"}, shard_size=None, warn_unused_fields=False) as writer:
         for task in tasks:
             engine, _, voice = task.voice.partition(":")
             cut = _speak(task, engines[engine].synthesize(task.text, voice, task.speed), rate_hz)
             if cut is not None:
                 writer.write(cut)
+                seconds += cut.duration
     files = shard_files(folder, index)
     files["codes"].unlink(missing_ok=True)  # codes of an earlier build
     drop_time(next(work.glob("cuts*")))
@@ -226,18 +230,21 @@ def _build_shard(folder: Path, index: int, tasks: list[Task], rate_hz: int, engi
     os.replace(next(work.glob("recording*")), files["recording"])
     shutil.rmtree(work)
     mark_done(folder, index)
+    return seconds / 3600
 
 
 def _work(folder: Path, tasks: list[Task], shards: list[int], rate_hz: int) -> None:
     names = {task.voice.partition(":")[0] for index in shards for task in tasks[index * SHARD_SIZE : (index + 1) * SHARD_SIZE]}
     engines = {name: load_engine(name) for name in sorted(names)}  # espeak first: it would take Kokoro's copy of its library for its own
+    begin_s, hours = time.perf_counter(), 0.0
     for index in shards:
         try:
             with writing(folder):
-                _build_shard(folder, index, tasks[index * SHARD_SIZE : (index + 1) * SHARD_SIZE], rate_hz, engines)
+                hours += _build_shard(folder, index, tasks[index * SHARD_SIZE : (index + 1) * SHARD_SIZE], rate_hz, engines)
         finally:
             shutil.rmtree(folder / f".work-{index:06d}", ignore_errors=True)
-        print(f"{folder.name}: shard {index} done ({len(done_shards(folder))} of {-(-len(tasks) // SHARD_SIZE)})", flush=True)
+        speed = f"{hours:.2f} h of speech by this process, {hours / (time.perf_counter() - begin_s) * 3600:.1f} h an hour"
+        print(f"{folder.name}: shard {index} done ({len(done_shards(folder))} of {-(-len(tasks) // SHARD_SIZE)}; {speed})", flush=True)
 
 
 def _end_with_parent() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 
@@ -57,6 +58,8 @@ def test_plans_are_pure_and_hold_what_the_config_says(bank: TinyBank, monkeypatc
     assert len(spoken) == len(set(spoken)) and {t.voice for t in plan_part(agent, bank.config)} == {"tone:agent"}
     needed = {t.answer for t in tasks if t.answer} | set(world.memory_answers()) | set(SENTENCES[:3])
     assert needed <= set(spoken)
+    listening = PartConfig("b", role="agent", skills=("backchannel",), fixed_answers=False)
+    assert [t.text for t in plan_part(listening, bank.config)] == world.skills()["listening"]
     engines = plan_part(dataclasses.replace(user, engines=("flite",)), bank.config)
     assert {t.voice.split(":")[0] for t in engines} == {"flite"}
 
@@ -68,6 +71,7 @@ def test_plans_are_pure_and_hold_what_the_config_says(bank: TinyBank, monkeypatc
         ({"split": "holdout"}, "split 'holdout' is unknown; use one of train, val, test"),
         ({"engines": ("piper",)}, "no voice of engines piper is in split 'train'"),
         ({"role": "agent", "answers_to": ("nobody",)}, "answers 'nobody', which the config does not define"),
+        ({"role": "agent", "skills": ("plus",)}, "agent part 'user' has skills plus; of an agent's there is only backchannel"),
     ],
 )
 def test_impossible_parts_are_refused(bank: TinyBank, change: dict, message: str) -> None:
@@ -105,6 +109,14 @@ def test_a_killed_build_goes_on_where_it_stopped(copied: SynthConfig) -> None:
     assert [u.id for u in after] == [u.id for u in before]
     assert all(np.array_equal(a.audio, b.audio) for a, b in zip(after, before, strict=True))
     assert done_shards(folder) == [0, 1] and not list(folder.glob(".work*"))
+
+
+def test_it_says_how_fast_it_speaks(copied: SynthConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(copied.bank) / "user"
+    (folder / "000001.done").unlink()
+    build_part(copied.parts[0], copied, num_workers=1)
+    said = re.search(r"shard 1 done \(2 of 2; ([0-9.]+) h of speech by this process, ([0-9.]+) h an hour\)", capsys.readouterr().out)
+    assert said and float(said[1]) < 0.1 and float(said[2]) > 1
 
 
 def test_a_finished_part_is_not_built_again(copied: SynthConfig) -> None:
