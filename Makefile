@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 BASE := $(VENV)/.base-torch-$(TORCH)
 FULL := $(VENV)/.full-torch-$(TORCH)
 
-.PHONY: talk test lint audit soak venv weights
+.PHONY: talk test lint audit soak gpu venv weights
 .DELETE_ON_ERROR:
 
 talk: $(BASE)
@@ -40,6 +40,21 @@ soak: $(FULL)
 	$(BIN)/python -m pytest -m slow tests/serve/test_protocols.py tests/serve/test_moshi.py -k "wild or sequences"
 	$(BIN)/duplex eval long --minutes 60 --out soak-long
 	$(BIN)/duplex bench live --callers 4 --minutes 30 --threads 1 --bank data/bank
+
+# Everything that is promised of a GPU, in minutes: its tests, a frame beside two peers of the same size, calls with five minutes of context, training.
+# `make gpu DEVICE=cpu SHAPE=random:test STEPS=3 CALLS=1,2` tries the commands without one.
+DEVICE ?= cuda
+SHAPE ?= random:base
+STEPS ?= 2000
+CALLS ?= 1,64,256,512,1000
+BENCH := $(BIN)/duplex bench
+ON := --preset $(SHAPE) --device $(DEVICE)
+gpu: $(FULL)
+	$(BIN)/python -m pytest -m gpu
+	$(BENCH) step $(ON) --dtype bfloat16 --context 3750 --steps $(STEPS) --peer transformers --peer-steps $(STEPS)
+	$(BENCH) step $(ON) --dtype bfloat16 --context 3750 --steps $(STEPS) --peer moshi --peer-steps $(STEPS)
+	$(BENCH) sessions $(ON) --dtype bfloat16 --context 3750 --steps $(STEPS) --sessions $(CALLS) --plot sessions.png
+	$(BENCH) train $(ON) --batch 8 --frames 750 --steps 20 --compile
 
 venv: $(FULL)
 
