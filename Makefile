@@ -20,9 +20,9 @@ FULL := $(VENV)/.full-torch-$(TORCH)
 talk: $(BASE)
 	$(BIN)/duplex talk $(SAMPLE) --out $(OUT)
 
-# Torch chooses its own number of threads here.
+# A module at a time on each of at most four cores.
 test: $(FULL)
-	env -u OMP_NUM_THREADS $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope
 
 lint: $(FULL)
 	$(BIN)/ruff check .
