@@ -80,6 +80,7 @@ class Trial:
     """How every variant is trained and measured.
 
     Attributes:
+        recipe: What variants change.
         out: Variants go below it; one that is there already is not made again.
         bank: Utterance bank.
         steps: Steps of training.
@@ -88,6 +89,7 @@ class Trial:
         threads: Of each process.
     """
 
+    recipe: Mapping[str, Any]
     out: Path
     bank: Path
     steps: int
@@ -96,11 +98,11 @@ class Trial:
     threads: int
 
     def folder(self, settings: Mapping[str, Any]) -> Path:
-        """Of a variant; the same for all ablations that share it."""
-        key = json.dumps([dict(settings), self.steps, str(self.bank), self.n, self.seed], sort_keys=True)
+        """Of a variant; the same for all ablations that share it, another where anything differs."""
+        key = json.dumps([self._config(settings, Path()), self.n, self.seed], sort_keys=True)
         return self.out / "variants" / f"{zlib.crc32(key.encode()):08x}"
 
-    def run(self, recipe: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    def run(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Train, export and measure one variant, unless it was before; returns its figures.
 
         Raises:
@@ -111,7 +113,7 @@ class Trial:
         if not done.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             checkpoint, weights, report = folder / "last.ckpt", folder / "weights", folder / "report"
-            write_files({folder / "config.yaml": yaml.safe_dump(self._config(recipe, settings, folder), sort_keys=False).encode()})
+            write_files({folder / "config.yaml": yaml.safe_dump(self._config(settings, folder), sort_keys=False).encode()})
             self._duplex(folder, "train", "fit", "--config", folder / "config.yaml")
             codec, tokenizer = f"{_WEIGHTS}/codec", f"{_WEIGHTS}/tokenizer.json"
             self._duplex(folder, "export", checkpoint, weights, "--codec", codec, "--tokenizer", tokenizer)
@@ -122,7 +124,7 @@ class Trial:
             checkpoint.unlink()
         return json.loads(done.read_text())
 
-    def _config(self, recipe: Mapping[str, Any], settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    def _config(self, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         keeper = {"dirpath": str(folder), "filename": "last", "every_n_train_steps": self.steps, "enable_version_counter": False}
         own = {
             "seed_everything": self.seed,
@@ -139,7 +141,7 @@ class Trial:
             },
             "trainer.callbacks": [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": keeper}],
         }
-        return changed(changed(recipe, own), settings)
+        return changed(changed(self.recipe, own), settings)
 
     def _duplex(self, folder: Path, *arguments: object) -> None:
         """Run a verb in a process of its own, its output in a log."""
@@ -210,11 +212,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.bank.is_dir():
         raise UserError(f"there is no bank {args.bank}; make it with `duplex synth`, or name another with --bank")
     threads = args.threads or max((os.cpu_count() or 1) // args.jobs, 1)
-    trial = Trial(args.out.resolve(), args.bank.resolve(), args.steps, args.n, args.seed, threads)
+    trial = Trial(recipe, args.out.resolve(), args.bank.resolve(), args.steps, args.n, args.seed, threads)
     chosen = [known[name] for name in args.ablations or known]
     with ThreadPoolExecutor(args.jobs) as workers:
         distinct = {trial.folder(settings): settings for ablation in chosen for settings in ablation.variants.values()}
-        running = {folder: workers.submit(trial.run, recipe, settings) for folder, settings in distinct.items()}
+        running = {folder: workers.submit(trial.run, settings) for folder, settings in distinct.items()}
         try:
             lines = [
                 _finish(ablation, {v: running[trial.folder(s)].result() for v, s in ablation.variants.items()}, trial)

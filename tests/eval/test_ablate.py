@@ -24,12 +24,12 @@ def test_every_ablation_has_the_recipe_and_changes_settings_that_exist() -> None
 
     recipe, known = read_ablations()
     assert set(known) == {"text_lead", "response_gap", "class_weights", "user_weight", "encoder", "code_vectors", "window"}
-    trial = Trial(Path("out"), Path("bank"), 3, 2, 1, 1)
+    trial = Trial(recipe, Path("out"), Path("bank"), 3, 2, 1, 1)
     for ablation in known.values():
         assert len(ablation.variants) >= 2 and ablation.asks.endswith("?")
         assert ablation.name == "code_vectors" or {} in ablation.variants.values()
         for settings in ablation.variants.values():
-            parsed = parse(trial._config(recipe, settings, Path("folder")))
+            parsed = parse(trial._config(settings, Path("folder")))
             assert parsed.model.init_args.num_steps == parsed.data.init_args.num_steps == 3
             for dotted, value in settings.items():
                 place = parsed
