@@ -138,7 +138,7 @@ class DialogueStage(lightning.LightningModule):
         recompute: Trade time for memory, see `duplex.backbone.Backbone`.
         compile_backbone: Compile the backbone (`torch.compile`); needs a C++ compiler on a CPU, Triton on a GPU.
         lora: Adapters to train in place of the backbone.
-        user_weight: Keep the weight of the user's channel at this value; None learns it.
+        user_weight: Keep the weight of the user's channel at this value, the adapter scaled to give the same sum. None learns it.
         code_vectors: Start the vectors of codes anew, at zero (the paper's) or at random; None has those of what it starts from, which are
             zero where that is a language model.
         init_language: Folder of a language model that `duplex import` wrote; the data must have its tokenizer.
@@ -200,7 +200,7 @@ class DialogueStage(lightning.LightningModule):
         if self.code_vectors:
             self.model.fusion.codes.start_anew(self.code_vectors)
         if self.user_weight is not None:
-            nn.init.constant_(self.model.fusion.user_weight, self.user_weight).requires_grad_(False)
+            self._fix_user_weight(self.user_weight)
         if self.lora.rank:
             add_adapters(self.model.backbone, self.lora)
         if self.freeze_encoder_steps is None:
@@ -224,6 +224,15 @@ class DialogueStage(lightning.LightningModule):
         listener = {} if Path(path).is_dir() else stage_weights(path, "listener.")
         if listener:
             self.listener.load_state_dict(listener)
+
+    def _fix_user_weight(self, value: float) -> None:
+        assert self.model is not None
+        weight, proj = self.model.fusion.user_weight, self.model.adapter.proj
+        with torch.no_grad():
+            for part in (proj.weight, proj.bias):
+                part *= weight / value
+            weight.fill_(value)
+        weight.requires_grad_(False)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Keep the model's shape with its weights."""

@@ -382,4 +382,6 @@ def test_the_users_weight_may_rest_and_vectors_of_codes_start_anew(bank: TinyBan
     before, after = first.model.fusion.codes.level.weight, second.model.fusion.codes.level.weight
     assert not torch.equal(before, after) and bool(after.any()) == (values == "normal")
     changed = [k for k, v in first.model.state_dict().items() if not torch.equal(v, second.model.state_dict()[k])]
-    assert {k.split(".")[1] for k in changed} == {"codes", "user_weight"}
+    assert {k.split(".")[1] for k in changed} == {"codes", "user_weight", "proj"}
+    heard = [stage.model.fusion.user_weight * stage.model.adapter.proj.weight for stage in (first, second)]  # type: ignore[union-attr]
+    torch.testing.assert_close(*heard)  # what is heard is as loud as before
