@@ -21,10 +21,11 @@ from codec.checkpoint import (
     store_tensors,
     write_files,
 )
-from codec.linear import pack_layers
+from codec.linear import pack_layers, quantize_layers
 from codec.plain import one_line, shown
 from duplex.clock import FrameClock
 from duplex.config import ENCODER_CONFIGS, BackboneConfig, ModelConfig
+from duplex.errors import UserError
 from duplex.model import DuplexModel
 from duplex.vocab import Vocab
 
@@ -66,16 +67,20 @@ def save_speaker(model: DuplexModel, vocab: Vocab, codec: AudioCodec, folder: st
     )
 
 
-def load_speaker(name_or_folder: str, device: str = "cpu") -> Speaker:
+def load_speaker(name_or_folder: str, device: str = "cpu", int4: bool = False) -> Speaker:
     """Read a checkpoint, in float32, ready for inference.
 
     Args:
         name_or_folder: The name of a packaged checkpoint (`pocket`), or a folder.
         device: Where to put it.
+        int4: Let the backbone compute with weights of 4 bits (`codec.linear.Product`); on a CPU only.
 
     Raises:
+        UserError: 4 bits are asked of another device.
         CheckpointError: a file is missing or damaged, a key is unknown, or a shape differs.
     """
+    if int4 and torch.device(device).type != "cpu":
+        raise UserError(f"weights of 4 bits are for a CPU, not for {device}; leave out --int4")
     folder = _find(name_or_folder)
     for name in ("config.yaml", "model.safetensors", "tokenizer.json"):
         if not (folder / name).is_file():
@@ -100,6 +105,8 @@ def load_speaker(name_or_folder: str, device: str = "cpu") -> Speaker:
     clock = FrameClock(output_hz=codec.config.sample_rate_hz)
     for part in (model, codec):
         pack_layers(part.eval().to(device))
+    if int4:
+        quantize_layers(model.backbone)
     return Speaker(Path(name_or_folder).name, model, vocab, codec, clock)
 
 

@@ -20,7 +20,7 @@ SUITES_HELP = (
 
 
 def _parser() -> argparse.ArgumentParser:
-    from serve.options import add_knobs
+    from serve.options import add_int4, add_knobs
 
     parser = argparse.ArgumentParser(
         prog="duplex eval", description="Measure a system on benchmark suites: a table and a report folder, then one JSON line a suite."
@@ -30,6 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--system", default="pocket", help=systems_help)
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two report folders, instead of suites")
     add_knobs(parser)
+    add_int4(parser)
     parser.add_argument("--sweep", metavar="KNOB=V,V,...", help="run the suites at every value of a knob, and draw the curve")
     parser.add_argument("--n", type=int, default=200, help="conversations a suite (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=60.0, help="length of suite long (default: %(default)s)")
@@ -105,7 +106,7 @@ def _measure(args: argparse.Namespace, sampling: Sampling, out: Path) -> list[di
     if suites:
         own = all(is_scenario_file(suite) for suite in suites)  # may be of recordings alone
         pool = load_pool(args.bank, args.split, needed=not own)
-        system, judge = load_system(args.system, args.device, args.seed, sampling, args.token), default_judge()
+        system, judge = load_system(args.system, args.device, args.seed, sampling, args.token, args.int4), default_judge()
         for suite in suites:
             size = args.minutes if suite == "long" else args.n
             stores.append(Store(out / "unfinished", suite=suite, system=system.identity, seed=args.seed, size=size, **system.knobs))

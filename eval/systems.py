@@ -69,11 +69,11 @@ class System:
 class InProcess(System):
     """A checkpoint run here, frame by frame, a batch at a time."""
 
-    def __init__(self, checkpoint: str, device: str, seed: int, sampling: Sampling) -> None:
+    def __init__(self, checkpoint: str, device: str, seed: int, sampling: Sampling, int4: bool = False) -> None:
         from duplex.checkpoint import load_speaker
 
-        self.name, self.knobs = checkpoint, knobs_on(sampling)
-        self._speaker = load_speaker(checkpoint, device)
+        self.name, self.knobs = f"{checkpoint} in int4" if int4 else checkpoint, knobs_on(sampling)
+        self._speaker = load_speaker(checkpoint, device, int4)
         self._seed, self._sampling = seed, sampling
 
     @property
@@ -233,16 +233,17 @@ def load_system(
     seed: int = 1,
     sampling: Sampling = Sampling(),  # noqa: B008 - frozen
     token: str | None = None,
+    int4: bool = False,
 ) -> System:
-    """Build a system by the name given to `--system`; `token` is for servers that want one.
+    """Build a system by the name given to `--system`; `token` is for servers that want one, `int4` for checkpoints.
 
     Raises:
         UserError: it is no known system, checkpoint directory, wav folder or server that answers, or a knob is on that it does not have.
     """
     if name == "pocket" or Path(name).is_dir():
-        return InProcess(name, device, seed, sampling)
-    if sampling.has_knobs:
-        raise UserError(f"system {name!r} has no --eagerness and no --yielding; give them with a checkpoint")
+        return InProcess(name, device, seed, sampling, int4)
+    if sampling.has_knobs or int4:
+        raise UserError(f"system {name!r} has no --eagerness, --yielding or --int4; give them with a checkpoint")
     if name.startswith("wavs:"):
         return WavFolder(name.removeprefix("wavs:"))
     if name.startswith(("ws://", "wss://")):

@@ -25,7 +25,7 @@ from serve.aec import EchoCanceller, opening_sound
 from serve.audio_io import AudioWriter
 from serve.devices import BLOCK_MS, Block, DeviceGone, Devices, Exchange, choose, list_devices, live_blocks
 from serve.mic_view import Monitor, View
-from serve.options import add_knobs, json_file, knobs_on, plain_warnings, sampling_of
+from serve.options import add_int4, add_knobs, json_file, knobs_on, plain_warnings, sampling_of
 from serve.resample import LiveResampler, StreamResampler
 from serve.rows import check_device
 from serve.session import Session
@@ -143,7 +143,7 @@ def _converse(args: argparse.Namespace, devices: Devices) -> None:
     exchange, knobs = Exchange(devices.rate_hz), knobs_on(sampling_of(args))
     with contextlib.ExitStack() as stack:
         write_json = stack.enter_context(json_file(args.record.with_suffix(".json") if args.record else None))
-        speaker = load_speaker(args.checkpoint, args.device)
+        speaker = load_speaker(args.checkpoint, args.device, args.int4)
         with AudioWriter(args.record, 2, speaker.clock.output_hz) if args.record else contextlib.nullcontext() as writer:
             conversation = _begin(args, speaker, exchange, writer)
             gone = _live(conversation, exchange, devices, console, args.no_aec)
@@ -207,6 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="where the model runs: cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
     add_knobs(parser)
+    add_int4(parser)
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     return parser
 

@@ -91,6 +91,11 @@ def add_knobs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--yielding", type=float, default=0.0, help="bias on stopping while you speak; above 0 stops sooner (default: 0)")
 
 
+def add_int4(parser: argparse.ArgumentParser) -> None:
+    """Give a command the option `--int4`."""
+    parser.add_argument("--int4", action="store_true", help="hold the backbone in 4 bits, on a CPU: for models of 1 B and more")
+
+
 def sampling_of(args: argparse.Namespace) -> Sampling:
     """How tokens are chosen, by the options of `add_knobs`.
 

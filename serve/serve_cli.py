@@ -16,7 +16,7 @@ import torch
 from duplex.checkpoint import load_speaker
 from duplex.errors import UserError
 from serve.logs import log_to_stderr
-from serve.options import add_knobs, plain_warnings, sampling_of
+from serve.options import add_int4, add_knobs, plain_warnings, sampling_of
 from serve.rows import check_device
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ def main(argv: list[str]) -> None:
 
     with plain_warnings():
         engine = Engine(
-            load_speaker(args.checkpoint, args.device), args.sessions or SESSIONS[args.device.partition(":")[0]], sampling_of(args)
+            load_speaker(args.checkpoint, args.device, args.int4),
+            args.sessions or SESSIONS[args.device.partition(":")[0]],
+            sampling_of(args),
         )
         engine.start()
     limits = Limits(idle_s=args.idle_seconds, call_s=args.call_minutes * 60)
@@ -146,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     add_knobs(parser)
+    add_int4(parser)
     parser.add_argument("--token-file", type=Path, help="file with the token that callers must send (default: $DUPLEX_TOKEN)")
     parser.add_argument("--origin", action="append", default=[], metavar="https://HOST", help="web page that may call too; may be repeated")
     parser.add_argument("--tls-cert", type=Path, metavar="PEM", help="certificate, for https")

@@ -23,7 +23,7 @@ from duplex.clock import FRAME_MS
 from duplex.errors import UserError
 from duplex.model import Presence
 from serve.audio_io import AudioReader, AudioWriter
-from serve.options import add_knobs, check_not_input, json_file, knobs_on, plain_warnings, sampling_of
+from serve.options import add_int4, add_knobs, check_not_input, json_file, knobs_on, plain_warnings, sampling_of
 from serve.resample import StreamResampler
 from serve.rows import check_device
 from serve.session import AgentFrame, Session
@@ -165,7 +165,7 @@ def main(argv: list[str]) -> None:
     with plain_warnings(), contextlib.ExitStack() as stack:
         reader = stack.enter_context(AudioReader(args.input))
         write_json = stack.enter_context(json_file(args.json))
-        speaker = load_speaker(args.checkpoint, args.device)
+        speaker = load_speaker(args.checkpoint, args.device, args.int4)
         with AudioWriter(args.out, 2 if args.stereo else 1, speaker.clock.output_hz) as writer:
             record = _run(args, speaker, reader, writer)
         write_json(report(args.checkpoint, record, knobs))
@@ -235,6 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
     parser.add_argument("--tail", type=float, default=4.0, help="seconds of silence after the recording (default: %(default)s)")
     add_knobs(parser)
+    add_int4(parser)
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     return parser
 

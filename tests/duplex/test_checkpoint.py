@@ -11,9 +11,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from codec.checkpoint import CheckpointError, save_codec
+from codec.linear import GROUP, read_bytes
 from codec.model import Codec
 from duplex.checkpoint import load_speaker, save_speaker
 from duplex.cli import run
+from duplex.errors import UserError
 from duplex.model import DuplexModel
 from duplex.vocab import Vocab
 from tests.codec.test_streaming import TINY as TINY_CODEC
@@ -121,3 +123,11 @@ def test_a_folder_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixtur
     code = run(lambda argv: load_speaker(argv[0]) and None, [str(tmp_path / "nowhere")])
     error = capsys.readouterr().err
     assert code == 2 and error.count("\n") == 1 and "there is no checkpoint" in error and "pocket" in error
+
+
+def test_a_backbone_in_4_bits_is_for_a_cpu(tiny_checkpoint: Path) -> None:
+    speaker = load_speaker("pocket", int4=True)
+    sizes = read_bytes(speaker.model.backbone)
+    assert len(sizes) == 7 * 7 and set(sizes.values()) == {0.5 + 4 / GROUP} and set(read_bytes(speaker.model.heads).values()) == {2.0}
+    with pytest.raises(UserError, match="weights of 4 bits are for a CPU, not for cuda; leave out --int4"):
+        load_speaker(str(tiny_checkpoint), "cuda", int4=True)

@@ -39,7 +39,7 @@ def test_the_command_ends_with_one_json_line_a_suite(pool, tmp_path, monkeypatch
     system = ScriptedSystem(0.3)
     monkeypatch.setattr(scenarios, "load_pool", lambda bank, split, needed: pool)
     monkeypatch.setattr(judge, "default_judge", system.ears)
-    monkeypatch.setattr(systems, "load_system", lambda name, device, seed, sampling, token: system)
+    monkeypatch.setattr(systems, "load_system", lambda name, device, seed, sampling, token, int4: system)
     cli.main(["answers", "turns", "--n", "3", "--out", str(tmp_path / "r")])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()[-2:]]
     assert [line["suite"] for line in lines] == ["answers", "turns"] and all(line["n"] == 3 for line in lines)
@@ -77,7 +77,7 @@ def test_in_process_passes_audio_and_converts_frames(pool, tmp_path, monkeypatch
         seen.update(speaker=speaker, audio=audios[0], seed=seed, sampling=sampling, microphones=microphones)
         return [SimpleNamespace(audio=np.ones(2400, np.float32), text_events=[(25, " Hello")])]
 
-    monkeypatch.setattr(checkpoint, "load_speaker", lambda name, device: f"{name} on {device}")
+    monkeypatch.setattr(checkpoint, "load_speaker", lambda name, device, int4: f"{name} on {device}")
     monkeypatch.setitem(sys.modules, "serve.batch", SimpleNamespace(respond=respond))
     reply = systems.load_system("pocket", "cpu", 7, Sampling(yielding=1.0)).respond([scenario])[0]
     assert seen == {"speaker": "pocket on cpu", "audio": scenario.audio, "seed": 7, "sampling": Sampling(yielding=1.0), "microphones": None}

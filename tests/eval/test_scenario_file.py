@@ -133,7 +133,7 @@ def test_the_command_takes_a_file(pool, tmp_path, monkeypatch, capsys) -> None:
     system = ScriptedSystem(0.3)
     monkeypatch.setattr(scenarios, "load_pool", lambda bank, split, needed: pool)
     monkeypatch.setattr(judge, "default_judge", system.ears)
-    monkeypatch.setattr(systems, "load_system", lambda name, device, seed, sampling, token: system)
+    monkeypatch.setattr(systems, "load_system", lambda name, device, seed, sampling, token, int4: system)
     path = write(tmp_path, {"voice": VOICE, "turns": [{"say": SUM}]})
     assert command(cli.main, [str(path), "--out", str(tmp_path / "out")]) == 0
     assert '"suite": "mine"' in capsys.readouterr().out.splitlines()[-1]

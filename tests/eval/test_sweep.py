@@ -39,7 +39,7 @@ class Knobbed(ScriptedSystem):
 def test_the_command_measures_each_value_and_draws_the_curve(pool, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(scenarios, "load_pool", lambda bank, split, needed: pool)
     monkeypatch.setattr(judge, "default_judge", ScriptedSystem().ears)
-    monkeypatch.setattr(systems, "load_system", lambda name, device, seed, sampling, token: Knobbed(sampling))
+    monkeypatch.setattr(systems, "load_system", lambda name, device, seed, sampling, token, int4: Knobbed(sampling))
     cli.main(["turns", "--n", "4", "--sweep", "eagerness=2,0,-1", "--out", str(tmp_path)])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     assert [line.get("eagerness") for line in lines] == [-1.0, None, 2.0]
