@@ -86,7 +86,7 @@ class WrittenCast(Cast):
         self.open_questions = open_questions
         by_name = {**world.SKILL_WEIGHTS, **(skill_weights or {})}
         if not open_questions:
-            by_name[SKILL] = 0.0
+            by_name.pop(SKILL, None)
         self.skills, self.weights = list(by_name), list(by_name.values())
         self.aside_beginnings = beginnings(world.phrasings("backchannel", "train"))
         stops = world.fixed_questions(world.skills()["talk"]["stop"]["ask"], "train")

@@ -25,11 +25,11 @@ _ONES = (
 _TENS = ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
 # How often each skill is asked. `go_on` only makes sense after a `stop`, a `backchannel` inside an answer: the composer puts them there.
-# `open` questions are not drawn from this world, see `train.open_questions`.
+# `open` questions, see `train.open_questions`, are not of this world: a config that has them gives their weight.
 SKILL_WEIGHTS = {
     "plus": 0.10, "minus": 0.06, "times": 0.07, "repeat": 0.24, "capital": 0.13, "color": 0.05, "opposite": 0.06, "after": 0.05,
     "animal": 0.03, "name_tell": 0.05, "name_ask": 0.02, "like_tell": 0.02, "like_ask": 0.02, "talk": 0.07, "long": 0.05,
-    "unknown": 0.04, "again": 0.02, "go_on": 0.0, "backchannel": 0.0, "open": 0.0,
+    "unknown": 0.04, "again": 0.02, "go_on": 0.0, "backchannel": 0.0,
 }  # fmt: skip
 
 
