@@ -253,7 +253,7 @@ MISDEEDS: dict[str, tuple[Callable[[Path], object], str]] = {
     "too much memory": (lambda at: _hush(lambda: len(b"x" * (3 << 30))) or _refuse("this is too much", MemoryError), "asked for more than"),
     "a long time": (lambda at: _busy(0.5), "took 0.[5-9] s"),
     "no end": (lambda at: _busy(60), "still being read after 1 s"),
-    "a crash": (lambda at: faulthandler.disable() or os.abort(), "died on input 0 with exit code -6"),
+    "a crash": (lambda at: (faulthandler.disable(), os.abort()), "died on input 0 with exit code -6"),
 }
 
 
