@@ -50,10 +50,11 @@ class _TrainCLI(LightningCLI):
         """Say what memory it took, and keep the last step, which Lightning leaves out where `every_n_train_steps` does not divide it."""
         if self.trainer.is_global_zero:
             print(f"most memory used: {peak_memory(self.trainer.strategy.root_device)}")
-        keepers = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path]
+        keepers = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+        at = {"epoch": torch.tensor(self.trainer.current_epoch), "step": torch.tensor(self.trainer.global_step)}
         for keeper in keepers if self.trainer.state.finished else ():
             if keeper._last_global_step_saved != self.trainer.global_step:
-                self.trainer.save_checkpoint(keeper.best_model_path)
+                self.trainer.save_checkpoint(keeper.best_model_path or keeper.format_checkpoint_name(at))
 
     def _parse_ckpt_path(self) -> None:
         """Check the checkpoint before anything is built; stages keep no settings in it that would have to be taken over."""

@@ -153,7 +153,7 @@ def test_a_full_house_refuses_at_once_and_takes_the_next_when_one_left(make_engi
     [np.zeros(5, np.float64), np.zeros((2, 5), np.float32), np.array([0.0, np.nan], np.float32), np.array([np.inf], np.float32), [0.0]],
 )
 def test_what_is_no_audio_is_refused_and_the_call_goes_on(speaker: Speaker, make_engine, pcm) -> None:  # noqa: ANN001
-    caller, audio = Caller(make_engine(1)), audio_of(2, 6)
+    caller, audio = Caller(make_engine(1, speed=1.0)), audio_of(2, 6)  # no frame may pass between the pieces
     caller.call.push(audio[:2000])
     with pytest.raises(UserError):
         caller.call.push(pcm)

@@ -19,7 +19,7 @@ CONFIGS = Path(__file__).parents[2] / "train" / "configs"
 ON_TOP = CONFIGS / "base-ours.yaml"  # of base.yaml
 STAGES = sorted(p for p in CONFIGS.glob("*.yaml") if "model" in yaml.safe_load(p.read_text()) and p != ON_TOP)
 OTHERS = sorted(set(CONFIGS.glob("*.yaml")) - set(STAGES) - {ON_TOP})
-BANKS = {"base": ["pocket"], "small": ["pocket", "small"]}  # whose parts a preset is trained on, where not on its own alone
+BANKS = {"base": ["pocket"], "mine": ["pocket"], "small": ["pocket", "small"]}  # whose parts it is trained on
 
 
 def parse(data: dict) -> jsonargparse.Namespace:
@@ -34,7 +34,7 @@ def parse(data: dict) -> jsonargparse.Namespace:
 def test_all_are_known() -> None:
     stages = ["codec-gan", "codec", "dialogue", "encoder", "speak"]
     pocket, small, test = ([f"{preset}-{stage}" for stage in stages] for preset in ("pocket", "small", "test"))
-    assert [p.stem for p in STAGES] == ["base-voice", "base", *pocket, small[2], small[3], *test]
+    assert [p.stem for p in STAGES] == ["base-voice", "base", "mine", *pocket, small[2], small[3], *test]
     assert [p.name for p in OTHERS] == ["pocket-synth.yaml", "small-synth.yaml", "test-synth.yaml"]
 
 
