@@ -28,13 +28,10 @@ class Product:
     """
 
     def __init__(self, *layers: nn.Linear | nn.Conv1d, backwards: bool = False) -> None:
-        weights = [layer.weight.data.flatten(1) for layer in layers]
-        self._sizes = [len(weight) for weight in weights]
-        self._weight: Tensor | None = weights[0].t() if backwards else torch.cat(weights)
-        self._bias = None
-        if not backwards and any(layer.bias is not None for layer in layers):
-            parts = zip(layers, weights, strict=True)
-            self._bias = torch.cat([w.new_zeros(len(w)) if layer.bias is None else layer.bias.data for layer, w in parts])
+        parameters = [layer._parameters for layer in layers]
+        self._sizes = [len(layer.weight) for layer in layers]
+        self._weight: Tensor | None
+        self._weight, self._bias = (layers[0].weight.data.flatten(1).t(), None) if backwards else _join(parameters)
         self._packed = _pack(self._weight, self._bias)
         self._quantized: tuple[Tensor, Tensor, Tensor | None] | None = None
         if self._packed is not None:
@@ -50,14 +47,9 @@ class Product:
 
     def quantize(self) -> None:
         """Go on in 4 bits, where inputs come in whole groups; on a CPU, from weights that are packed in float16."""
-        layers = [owner for owner, name, *_ in self._stamps if name == "weight"]
-        weight = torch.cat([layer["weight"].data.flatten(1) for layer in layers])  # type: ignore[union-attr]
+        weight, bias = _join([owner for owner, name, *_ in self._stamps if name == "weight"])
         if self._packed is None or weight.shape[1] % GROUP or weight.shape[0] % _OUTPUTS:
             return
-        biases = [layer.get("bias") for layer in layers]
-        bias = None
-        if any(b is not None for b in biases):
-            bias = torch.cat([weight.new_zeros(size) if b is None else b.data for b, size in zip(biases, self._sizes, strict=True)])
         self._quantized, self._packed = (*_to_4_bits(weight), bias), None
 
     def read_bytes(self) -> dict[int, float]:
@@ -93,6 +85,16 @@ class Product:
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copy of the layers is on its own."""
         return None
+
+
+def _join(layers: list[dict[str, Any]]) -> tuple[Tensor, Tensor | None]:
+    """The weights of layers, by their parameters, as one; and their biases, None where no layer has one."""
+    weights = [layer["weight"].data.flatten(1) for layer in layers]
+    biases = [layer.get("bias") for layer in layers]
+    if all(bias is None for bias in biases):
+        return torch.cat(weights), None
+    parts = [w.new_zeros(len(w)) if bias is None else bias.data for w, bias in zip(weights, biases, strict=True)]
+    return torch.cat(weights), torch.cat(parts)
 
 
 def _pack(weight: Tensor, bias: Tensor | None) -> Any:

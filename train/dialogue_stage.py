@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from duplex.channels import code_digits
 from duplex.checkpoint import plain_config
 from duplex.config import ModelConfig
+from duplex.errors import UserError
 from duplex.model import DuplexModel, TrainOutput
 from duplex.vocab import Vocab
 from train.dialogue_data import ConversationBatch
@@ -227,6 +229,8 @@ class DialogueStage(lightning.LightningModule):
 
     def _fix_user_weight(self, value: float) -> None:
         assert self.model is not None
+        if not 0 < value < math.inf:
+            raise UserError(f"user_weight {value} is not above 0; give such a number, or null to learn it")
         weight, proj = self.model.fusion.user_weight, self.model.adapter.proj
         with torch.no_grad():
             for part in (proj.weight, proj.bias):

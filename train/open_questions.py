@@ -117,11 +117,22 @@ def read_answers(path: str | Path, split: str) -> list[Exchange]:
     """
     if not is_file(path):
         raise UserError(f"there is no file {path} of open questions; make it with `duplex ask SOURCE {path}`")
+    return [Exchange(SKILL, question, answer) for question, answer in _read_pairs(path) if question_split(question) == split]
+
+
+def _read_pairs(path: str | Path) -> list[tuple[str, str]]:
     try:
-        pairs = [_pair(parse_mapping(line)) for line in Path(path).read_text().splitlines()]
+        return [_pair(parse_mapping(line)) for line in Path(path).read_text().splitlines()]
     except (OSError, ValueError) as error:
         raise UserError(f"{path} holds no open questions ({one_line(error)}); make it again with `duplex ask SOURCE {path}`") from error
-    return [Exchange(SKILL, question, answer) for question, answer in pairs if question_split(question) == split]
+
+
+def _drop_cut_line(path: Path) -> None:
+    """Take away the last line where it was not written whole."""
+    data = path.read_bytes()
+    if not data.endswith(b"\n"):
+        with path.open("r+b") as handle:
+            handle.truncate(data.rfind(b"\n") + 1)
 
 
 def _pair(line: dict) -> tuple[str, str]:
@@ -144,9 +155,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.questions < 1:
         raise UserError(f"--questions {args.questions} is too few; give 1 or more")
-    known = [e.question for split in ("train", "val", "test") for e in read_answers(args.file, split)] if args.file.exists() else []
-    asked = open_questions(args.questions)
-    begin = max((i + 1 for i, question in enumerate(asked) if question in set(known)), default=0)
+    asked, known = open_questions(args.questions), set[str]()
+    if is_file(args.file):
+        with writing(args.file):
+            _drop_cut_line(args.file)
+        known = {question for question, _ in _read_pairs(args.file)}
+    begin = max((i + 1 for i, question in enumerate(asked) if question in known), default=0)
     count = len(known)
     with writing(args.file):
         args.file.parent.mkdir(parents=True, exist_ok=True)

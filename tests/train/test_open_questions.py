@@ -103,6 +103,8 @@ def test_the_command_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(open_questions, "write_answers", write)
     file = tmp_path / "new" / "open.jsonl"
     assert duplex(["ask", "llm", str(file), "--questions", "1"]) == 0
+    with file.open("a") as handle:
+        handle.write('{"question": "do you sw')  # killed while it wrote
     assert duplex(["ask", "llm", str(file), "--questions", "3"]) == 0
     assert asked == ["what is bread", "do you swim", "where do cats sleep"]
     assert "2 answers to 3 questions" in capsys.readouterr().out

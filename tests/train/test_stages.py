@@ -385,3 +385,5 @@ def test_the_users_weight_may_rest_and_vectors_of_codes_start_anew(bank: TinyBan
     assert {k.split(".")[1] for k in changed} == {"codes", "user_weight", "proj"}
     heard = [stage.model.fusion.user_weight * stage.model.adapter.proj.weight for stage in (first, second)]  # type: ignore[union-attr]
     torch.testing.assert_close(*heard)  # what is heard is as loud as before
+    with pytest.raises(UserError, match="user_weight 0.0 is not above 0; give such a number, or null to learn it"):
+        fit(DialogueStage(1, bank.model, user_weight=0.0), conversations(bank, tmp_path, 1))
