@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from codec.config import CodecConfig, NanoConfig
+
+
+class Reconstruction(NamedTuple):
+    """What a codec makes of audio in training.
+
+    Attributes:
+        audio: [B, T * frame_samples], `delay_samples` behind what went in.
+        pitch_error: Mean distance in octaves of the pitch that the decoder finds in the codes from the audio's; None where it seeks none.
+    """
+
+    audio: Tensor
+    pitch_error: Tensor | None = None
 
 
 class AudioCodec(nn.Module):
@@ -55,8 +67,8 @@ class AudioCodec(nn.Module):
         """Whole utterances: codes [B, T, K] -> [B, T * frame_samples]."""
         return self.decode_step(codes, self.init_decode_state(codes.shape[0]))
 
-    def reconstruct(self, audio: Tensor) -> Tensor:
-        """Differentiable encode and decode, [B, T * frame_samples] -> the same shape."""
+    def reconstruct(self, audio: Tensor) -> Reconstruction:
+        """Differentiable encode and decode of [B, T * frame_samples]."""
         raise NotImplementedError
 
     @torch.no_grad()

@@ -21,7 +21,7 @@ from codec.model import Codec
 from codec.nano import NanoCodec
 from codec.plain import one_line, parse_yaml, shown
 
-FORMAT = "duplex-codec-1"
+FORMAT = "duplex-codec-2"
 _MAX_NUMBER, _MAX_COUNT, _MAX_LIST = 1 << 24, 1024, 64  # of a config: any number, how many layers or blocks, entries of a list
 
 

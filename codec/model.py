@@ -1,24 +1,32 @@
 """The codec: causal FSQ autoencoder for one voice, 12.5 frames/s, K independent codebooks.
 
-Encoder: log-mel at 100 Hz, causal blocks, eight hops stacked to a frame, FSQ. Decoder: causal blocks at 12.5, 50 and 100 Hz,
-magnitude and phase of an STFT, overlap-add. `forward` of every part is its `step` from a fresh state.
+Encoder: log-mel at 100 Hz, causal blocks, eight hops stacked to a frame, FSQ. Decoder: causal blocks at 12.5, 50 and 100 Hz find a pitch
+and filters for its harmonics and for noise (`codec.source`), spectrum by spectrum; overlap-add.
+`forward` of every part is its `step` from a fresh state.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from vector_quantize_pytorch import FSQ
 
-from codec.base import AudioCodec
+from codec.base import AudioCodec, Reconstruction
 from codec.blocks import CausalStack, StackState
 from codec.config import CodecConfig
 from codec.linear import Linear
 from codec.mel import LogMel, MelState
+from codec.pitch import pitch_of
+from codec.source import Source, SourceState
 
+PITCH_HZ = 200.0
+_OCTAVES = (-2.0, 1.5)  # of the pitch, around PITCH_HZ
+_OCTAVE_STEPS = 256  # the pitch is one of so many: rounding, which differs between chunks and batches, does not add up in the phase
+_MAX_LOG_GAIN = 6.0
 _MAX_CODES = 1 << 20
 
 
@@ -43,13 +51,22 @@ class DecodeState:
     frame: StackState
     mid: StackState
     hop: StackState
+    source: SourceState
     overlap: Tensor  # [B, fft - hop] samples still to be added to
 
     def reset(self, rows: Tensor) -> None:
         """Clear rows; `rows` is a boolean mask [B]."""
-        for part in (self.frame, self.mid, self.hop):
+        for part in (self.frame, self.mid, self.hop, self.source):
             part.reset(rows)
         self.overlap.masked_fill_(rows[:, None], 0.0)
+
+
+class Filters(NamedTuple):
+    """What the decoder does to harmonics and noise, each [B, n, bins]: gains of both, and the phase that it adds to the harmonics."""
+
+    harmonics: Tensor
+    noise: Tensor
+    phase: Tensor
 
 
 class Encoder(nn.Module):
@@ -94,22 +111,37 @@ class Decoder(nn.Module):
         self.to_hop = Linear(config.decoder_hop_width, 2 * config.decoder_hop_width)
         self.hop = CausalStack(config.decoder_hop_width, config.decoder_hop_blocks, config.kernel)
         self.norm = nn.LayerNorm(config.decoder_hop_width)
-        self.out = Linear(config.decoder_hop_width, 2 * (config.fft_samples // 2 + 1))
+        self.num_bins = config.fft_samples // 2 + 1
+        self.out = Linear(config.decoder_hop_width, 3 * self.num_bins + 1)
+        window = torch.hann_window(config.fft_samples)
+        self.source = Source(config.sample_rate_hz, window, config.hop_samples)
         # Hann windows one hop apart sum to fft_overlap_hops / 2.
-        self.register_buffer("window", torch.hann_window(config.fft_samples) / (config.fft_overlap_hops / 2), persistent=False)
+        self.register_buffer("window", window / (config.fft_overlap_hops / 2), persistent=False)
 
     def init_state(self, batch: int) -> DecodeState:
         """Nothing before the first frame."""
         overlap = self.window.new_zeros(batch, self.config.delay_samples)
-        return DecodeState(self.frame.init_state(batch), self.mid.init_state(batch), self.hop.init_state(batch), overlap)
+        frame, mid, hop = (part.init_state(batch) for part in (self.frame, self.mid, self.hop))
+        return DecodeState(frame, mid, hop, self.source.init_state(batch), overlap)
 
     def step(self, vectors: Tensor, state: DecodeState) -> Tensor:
         """[B, T, K * len(levels)] -> [B, T * frame_samples]."""
+        return self.render(*self.shape(vectors, state), state)
+
+    def shape(self, vectors: Tensor, state: DecodeState) -> tuple[Filters, Tensor]:
+        """[B, T, K * len(levels)] -> filters of all hops, and log2 of the pitch at their ends in PITCH_HZ, [B, T * hops_per_frame]."""
         x = self.frame.step(self.embed(vectors), state.frame)
         x = self.mid.step(self.to_mid(x).reshape(len(x), -1, self.config.decoder_hop_width), state.mid)
         x = self.hop.step(self.to_hop(x).reshape(len(x), -1, self.config.decoder_hop_width), state.hop)
-        magnitude, phase = self.out(self.norm(x)).float().chunk(2, -1)
-        spectrum = torch.polar(magnitude.clamp_max(6.0).exp(), phase)
+        harmonics, phase, noise, octaves = self.out(self.norm(x)).float().split([self.num_bins, self.num_bins, self.num_bins, 1], -1)
+        gains = [part.clamp_max(_MAX_LOG_GAIN).exp() for part in (harmonics, noise)]
+        return Filters(gains[0], gains[1], phase), octaves[..., 0]
+
+    def render(self, filters: Filters, octaves: Tensor, state: DecodeState) -> Tensor:
+        """What `shape` returned -> [B, T * frame_samples]."""
+        steps = (octaves.detach().clamp(*_OCTAVES) * _OCTAVE_STEPS).round().double()
+        harmonics, noise = self.source.step(PITCH_HZ * (steps / _OCTAVE_STEPS).exp2(), state.source)
+        spectrum = torch.polar(filters.harmonics, filters.phase) * harmonics + filters.noise * noise
         windows = torch.fft.irfft(spectrum, self.config.fft_samples) * self.window  # [B, n, fft]
         return self._overlap_add(windows, state)
 
@@ -160,7 +192,12 @@ class Codec(AudioCodec):
         """Codes [B, T, K] -> [B, T * frame_samples], `delay_samples` behind what was encoded."""
         return self.decoder.step(self.fsq.indices_to_codes(codes), state)
 
-    def reconstruct(self, audio: Tensor) -> Tensor:
-        """Differentiable encode and decode, [B, T * frame_samples] -> the same shape."""
+    def reconstruct(self, audio: Tensor) -> Reconstruction:
+        """Differentiable encode and decode of [B, T * frame_samples]; where the audio has a pitch, what is rendered has it too."""
         vectors = self.fsq(self.encoder.step(audio, self.encoder.init_state(audio.shape[0])))[0]
-        return self.decoder.step(vectors, self.decoder.init_state(audio.shape[0]))
+        state = self.decoder.init_state(audio.shape[0])
+        filters, found = self.decoder.shape(vectors, state)
+        pitch_hz = pitch_of(audio, self.config.sample_rate_hz, self.config.hop_samples)
+        voiced = pitch_hz > 0
+        octaves = torch.where(voiced, (pitch_hz.clamp_min(1.0) / PITCH_HZ).log2(), found)
+        return Reconstruction(self.decoder.render(filters, octaves, state), (found - octaves).abs().sum() / voiced.sum().clamp_min(1))

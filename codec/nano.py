@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from codec.base import AudioCodec
+from codec.base import AudioCodec, Reconstruction
 from codec.config import NanoConfig
 
 _SLOPE = 0.01
@@ -259,6 +259,6 @@ class NanoCodec(AudioCodec):
         """Whole utterances: [B, T * frame_samples] -> codes [B, T, K]."""
         return self.fsq.to_codes(self.fsq.quantize(self.encoder(audio)))
 
-    def reconstruct(self, audio: Tensor) -> Tensor:
-        """Differentiable encode and decode, [B, T * frame_samples] -> the same shape."""
-        return self.decoder.step(self.fsq.quantize(self.encoder(audio)), self.decoder.init_state(audio.shape[0]))
+    def reconstruct(self, audio: Tensor) -> Reconstruction:
+        """Differentiable encode and decodeof [B, T * frame_samples]."""
+        return Reconstruction(self.decoder.step(self.fsq.quantize(self.encoder(audio)), self.decoder.init_state(audio.shape[0])))

@@ -140,7 +140,7 @@ class CodecStage(lightning.LightningModule):
         if self.discriminators:
             groups.append(list(self.discriminators.parameters()))
         optimizers = [torch.optim.AdamW(group, self.learning_rate, betas=(0.9, 0.98), weight_decay=0.01) for group in groups]
-        lengths = (self.num_steps, self.num_steps - self.spectral_steps)
+        lengths = (self.num_steps, max(self.num_steps - self.spectral_steps, 1))
         return optimizers, [warmup_cosine(o, self.warmup_steps, n) for o, n in zip(optimizers, lengths, strict=False)]
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
@@ -149,12 +149,14 @@ class CodecStage(lightning.LightningModule):
         schedulers = self.lr_schedulers() if self.discriminators else [self.lr_schedulers()]
         delay = self.codec.config.delay_samples
         with autocast(self.device):
-            output = self.codec.reconstruct(batch)
+            output, pitch_error = self.codec.reconstruct(batch)
         output, target = output[:, delay:], batch[:, : batch.shape[1] - delay]
         first = batch_idx % len(SCALES)
         mel, magnitude = self.spectral(output, target, [first, (first + 1 + batch_idx // 4 % 3) % len(SCALES)])
         loss = 3 * mel + magnitude
         logs = {"mel": mel, "magnitude": magnitude}
+        if pitch_error is not None:
+            loss, logs["pitch"] = loss + pitch_error, pitch_error
         if self.discriminators is not None and batch_idx >= self.spectral_steps:
             half = batch.shape[0] // 2
             ramp = min((batch_idx - self.spectral_steps) / 200, 1.0)

@@ -130,7 +130,7 @@ def rewrite(folder: Path, name: str, tensor: torch.Tensor | None) -> None:
         (lambda f: (f / "config.yaml").write_text("a: [1"), "is not YAML"),
         (lambda f: (f / "config.yaml").write_bytes(b"\xff\xfe\x00"), "is damaged|is not"),
         (lambda f: (f / "config.yaml").write_text("- 1"), "is not of format"),
-        (lambda f: edit(f, format="duplex-codec-9"), "is not of format duplex-codec-1"),
+        (lambda f: edit(f, format="duplex-codec-9"), "is not of format duplex-codec-2"),
         (lambda f: edit(f, colour=1), "unknown key 'colour'; known keys are .*num_mels"),
         (lambda f: edit(f, decoder_width=24), r"the config says \("),
         (lambda f: edit(f, decoder_blocks=1), "tensor 'decoder.frame.blocks.1.*' is unknown"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from codec.blocks import CausalStack
 from codec.config import CodecConfig
 from codec.mel import LogMel
 from codec.model import Codec
+from codec.pitch import pitch_of
 from tests.streaming import CHUNKS_FRAMES, Part, check_chunks, check_rows, prove, run_chunks
 
 TINY = CodecConfig(
@@ -71,6 +74,21 @@ def test_codes_and_audio_of_chunks_are_those_of_the_whole(config: CodecConfig) -
 
 
 def test_reconstruct_is_encode_then_decode(codec: Codec) -> None:
-    audio = noise(2, 6 * 1920)
+    audio = noise(2, 6 * 1920)  # it has no pitch
     with torch.no_grad():
-        assert torch.allclose(codec.reconstruct(audio), codec.decode(codec.encode(audio)), atol=1e-6)
+        made = codec.reconstruct(audio)
+        assert torch.allclose(made.audio, codec.decode(codec.encode(audio)), atol=1e-6) and made.pitch_error == 0
+
+
+def test_what_is_reconstructed_has_the_pitch_of_the_audio(codec: Codec) -> None:
+    codec.decoder.out.weight.data.mul_(0.1)
+    bins = codec.decoder.num_bins
+    for part, log_gain in ((slice(0, bins), 4.0), (slice(bins, 2 * bins), 0.0), (slice(2 * bins, 3 * bins), -6.0)):
+        codec.decoder.out.bias.data[part] = log_gain  # harmonics, their phase, noise
+    codec.decoder.out.bias.data[-1] = 1.0  # what it finds: 400 Hz
+    tones = torch.sin(torch.arange(10 * 1920) * (2 * torch.pi / 24000 * torch.tensor([[150.0], [250.0]])))
+    with torch.no_grad():
+        made = codec.reconstruct(tones)
+    heard = pitch_of(made.audio[:, 1920:], 24000, 240)[:, 8:-8]
+    assert torch.allclose(heard, torch.tensor([[150.0], [250.0]]), rtol=0.01)
+    assert abs(float(made.pitch_error) - (math.log2(400 / 150) + math.log2(400 / 250)) / 2) < 0.1
