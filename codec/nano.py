@@ -260,5 +260,5 @@ class NanoCodec(AudioCodec):
         return self.fsq.to_codes(self.fsq.quantize(self.encoder(audio)))
 
     def reconstruct(self, audio: Tensor) -> Reconstruction:
-        """Differentiable encode and decodeof [B, T * frame_samples]."""
+        """Differentiable encode and decode of [B, T * frame_samples]."""
         return Reconstruction(self.decoder.step(self.fsq.quantize(self.encoder(audio)), self.decoder.init_state(audio.shape[0])))

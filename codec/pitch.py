@@ -1,4 +1,4 @@
-"""Pitch of recorded speech: YIN (de Cheveigne and Kawahara 2002)."""
+"""Pitch of recorded speech: YIN (de Cheveigne and Kawahara 2002), in batches; unlike torchaudio's it says where there is none."""
 
 from __future__ import annotations
 

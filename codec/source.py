@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-_NOISE_SAMPLES = 1 << 17  # then it repeats: 5.5 s
+_NOISE_HOPS = 550  # then it repeats: 5.5 s
 _NOISE_SEED = 7
 
 
@@ -21,7 +21,7 @@ class SourceState:
 
     phase: Tensor  # [B] float64, periods
     pitch_hz: Tensor  # [B] float64, 0 before the first hop
-    position: Tensor  # [B] where the noise goes on
+    position: Tensor  # [B] the hop at which the noise goes on
     tail: Tensor  # [B, 2, window - hop] the last samples of harmonics and noise
 
     def reset(self, rows: Tensor) -> None:
@@ -47,7 +47,7 @@ class Source(nn.Module):
     def __init__(self, sample_rate_hz: int, window: Tensor, hop_samples: int) -> None:
         super().__init__()
         self.sample_rate_hz, self.hop_samples = sample_rate_hz, hop_samples
-        noise = torch.randn(_NOISE_SAMPLES, generator=torch.Generator().manual_seed(_NOISE_SEED))
+        noise = torch.randn(_NOISE_HOPS, hop_samples, generator=torch.Generator().manual_seed(_NOISE_SEED))
         self.register_buffer("noise", noise * (window.sum() / 2 / window.square().sum().sqrt()), persistent=False)
         self.register_buffer("window", window * (2 / window.sum()), persistent=False)
         self.register_buffer("ramp", (torch.arange(hop_samples) + 1).double() / hop_samples, persistent=False)
@@ -60,7 +60,7 @@ class Source(nn.Module):
 
     def step(self, pitch_hz: Tensor, state: SourceState) -> tuple[Tensor, Tensor]:
         """The pitch at the end of every hop, [B, n] float64 -> spectra of harmonics and noise, complex [B, n, window_samples // 2 + 1]."""
-        batch, count = pitch_hz.shape
+        count = pitch_hz.shape[1]
         before = torch.where(state.pitch_hz > 0, state.pitch_hz, pitch_hz[:, 0])
         start = torch.cat([before[:, None], pitch_hz[:, :-1]], 1)
         pitch = torch.lerp(start[..., None], pitch_hz[..., None], self.ramp)  # [B, n, hop]
@@ -71,10 +71,9 @@ class Source(nn.Module):
         width = 2 * (self.sample_rate_hz / 2 / torch.maximum(start, pitch_hz)).floor()[..., None] + 1
         # The sum of cos(2 pi h offset) over all harmonics h below half the sample rate, in closed form.
         harmonics = ((width * torch.sinc(width * offset) / torch.sinc(offset)) - 1) / 2
-        at = state.position[:, None] + torch.arange(count * self.hop_samples, device=pitch.device)
-        noise = self.noise[at % _NOISE_SAMPLES]
-        state.position.copy_((at[:, -1] + 1) % _NOISE_SAMPLES)
-        samples = torch.cat([state.tail, torch.stack([harmonics.flatten(1).float(), noise], 1)], 2)
+        noise = self.noise[(state.position[:, None] + torch.arange(count, device=pitch.device)) % _NOISE_HOPS]
+        state.position.add_(count).remainder_(_NOISE_HOPS)
+        samples = torch.cat([state.tail, torch.stack([harmonics.float(), noise], 1).flatten(2)], 2)
         state.tail.copy_(samples[:, :, count * self.hop_samples :])
         spectra = torch.fft.rfft(samples.unfold(2, len(self.window), self.hop_samples) * self.window)
         return spectra[:, 0], spectra[:, 1]

@@ -140,7 +140,7 @@ class CodecStage(lightning.LightningModule):
         if self.discriminators:
             groups.append(list(self.discriminators.parameters()))
         optimizers = [torch.optim.AdamW(group, self.learning_rate, betas=(0.9, 0.98), weight_decay=0.01) for group in groups]
-        lengths = (self.num_steps, max(self.num_steps - self.spectral_steps, 1))
+        lengths = (self.num_steps, self.num_steps - self.spectral_steps)
         return optimizers, [warmup_cosine(o, self.warmup_steps, n) for o, n in zip(optimizers, lengths, strict=False)]
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
