@@ -38,7 +38,7 @@ class ComposerConfig:
         interruption_probability, long_interruption_probability: The user comes in during an answer; the latter for long answers.
         stop_frames: How long the agent goes on after an interruption begins, ends included.
         stop_after_word: Where given, the agent goes on until so many frames after the end of the first word that tells the interruption
-            from a backchannel ("I see" from "I need two plus two"), ends included, within `stop_frames`.
+            from a backchannel ("I see" from "I need two plus two", "alright" from "alright, what is"), ends included, within `stop_frames`.
         silence_frames: Between the agent's end and the user's next turn, ends included.
         recall_probability: After something was told, that the next question asks for it.
         skill_weights: How often a skill is asked, where it differs from `train.world.SKILL_WEIGHTS`.
@@ -78,7 +78,7 @@ class Cast:
         for question in usable:
             self.by_skill.setdefault(question.skill, []).append(question)
         self.crowd = [q for pool in self.by_skill.values() for q in pool]
-        self.aside_beginnings = beginnings([q.text for q in self.by_skill.get("backchannel", [])])
+        self.aside_beginnings = beginnings([q.text for q in self.by_skill.get("backchannel", [])] + world.skills()["fillers"])
         self.listening = [answers[text] for text in world.skills()["listening"] if text in answers]
         self.stops = [q for q in self.by_skill.get("talk", []) if q.value == "stop"]
         by_name = {**world.SKILL_WEIGHTS, **(skill_weights or {})}

@@ -332,6 +332,12 @@ def test_a_word_tells_a_turn_from_a_backchannel() -> None:
     assert told["I see"] is None and [told[t].text for t in ("I need it", "what is it", "Right. Stop")] == ["need", "what", "Stop"]
 
 
+def test_a_filler_is_no_turn_yet(cast: Cast) -> None:
+    told = {text: telling_word(speech("q", text, 16000, False), cast.aside_beginnings) for text in ("Alright", "Alright, what is it")}
+    assert told["Alright"] is None and told["Alright, what is it"].text == "what"
+    assert set(world.skills()["fillers"]) <= set(world.skills()["prefixes"])
+
+
 def test_the_agent_stops_once_the_words_tell(cast: Cast) -> None:
     asides = [speech("b0", "what is that", 16000, False, skill="backchannel")]
     rich = Cast([q for group in cast.by_skill.values() for q in group] + asides, dict(cast.answers))
