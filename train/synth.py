@@ -235,7 +235,7 @@ def _build_shard(folder: Path, index: int, tasks: list[Task], rate_hz: int, engi
 
 def _work(folder: Path, tasks: list[Task], shards: list[int], rate_hz: int) -> None:
     names = {task.voice.partition(":")[0] for index in shards for task in tasks[index * SHARD_SIZE : (index + 1) * SHARD_SIZE]}
-    engines = {name: load_engine(name) for name in sorted(names)}  # espeak first: it would take Kokoro's copy of its library for its own
+    engines = {name: load_engine(name) for name in sorted(names)}
     begin_s, hours = time.perf_counter(), 0.0
     for index in shards:
         try:

