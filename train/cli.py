@@ -27,7 +27,19 @@ class WholeCheckpoints(TorchCheckpointIO):
     """Writes a checkpoint beside its place and moves it there: a run that is killed, or finds the disk full, leaves the earlier one.
 
     Lightning's own writes it into the folder for temporary files, whence it must be copied where that is another file system.
+
+    Args:
+        num_batches: Batches of the fit; one that ended after fewer goes on with the next.
     """
+
+    def __init__(self, num_batches: int = 0) -> None:
+        self.num_batches = num_batches
+
+    def load_checkpoint(self, *args: Any, **options: Any) -> dict[str, Any]:
+        """Read what `save_checkpoint` wrote."""
+        checkpoint = super().load_checkpoint(*args, **options)
+        reopen(checkpoint, self.num_batches)
+        return checkpoint
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write `checkpoint` to `path`; what is not a local path is left to Lightning."""
@@ -39,11 +51,23 @@ class WholeCheckpoints(TorchCheckpointIO):
         write_files({Path(path): buffer.getbuffer()})
 
 
+def reopen(checkpoint: dict[str, Any], num_batches: int) -> None:
+    """Where the one epoch of a fit ended after fewer than `num_batches`, let it go on: Lightning counts it as done, and would stop at once."""
+    loop = checkpoint.get("loops", {}).get("fit_loop")
+    if loop is None or not loop["epoch_loop.batch_progress"]["is_last_batch"]:
+        return
+    if loop["epoch_loop.batch_progress"]["current"]["ready"] < num_batches:
+        loop["epoch_loop.batch_progress"]["is_last_batch"] = False
+        for progress in loop["epoch_progress"].values():
+            progress.update(processed=0, completed=0)
+        checkpoint["epoch"] = 0
+
+
 class _TrainCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         trainer = super().instantiate_trainer(**kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = WholeCheckpoints()
+            trainer.strategy.checkpoint_io = WholeCheckpoints(getattr(self.datamodule, "num_steps", 0))
         return trainer
 
     def after_fit(self) -> None:

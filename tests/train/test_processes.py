@@ -86,11 +86,16 @@ def assert_same(one: Path, other: Path) -> None:
         assert apart < 1e-4 * RATE * STEPS, f"{name} differs by {apart:.3g}"  # of how far Adam can have moved it
 
 
-def test_the_last_step_is_kept(bank: TinyBank, tmp_path: Path) -> None:
+def test_the_last_step_is_kept_and_a_fit_that_ended_can_be_lengthened(bank: TinyBank, tmp_path: Path) -> None:
     config = write_config(tmp_path / "run", bank, EVERY + 1, tmp_path / "tokenizer.json", devices=1)
     finish(start(config), config)
     assert torch.load(config.parent / "last.ckpt", weights_only=True)["global_step"] == EVERY + 1
     assert not (config.parent / "last-v1.ckpt").exists()
+    longer = ("--ckpt_path", str(config.parent / "last.ckpt"), "--data.init_args.num_steps", str(EVERY + 3))
+    finish(start(config, *longer), config)
+    assert torch.load(config.parent / "last.ckpt", weights_only=True)["global_step"] == EVERY + 3
+    steps = [row["step"] for row in csv.DictReader((config.parent / "metrics.csv").open())]
+    assert int(steps[-1]) == EVERY + 2
 
 
 @pytest.mark.slow
