@@ -52,7 +52,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def reopen(checkpoint: dict[str, Any], num_batches: int) -> None:
-    """Where the one epoch of a fit ended after fewer than `num_batches`, let it go on: Lightning counts it as done, and would stop at once."""
+    """Let a fit whose one epoch ended after fewer than `num_batches` go on: Lightning counts it as done, and would stop at once."""
     loop = checkpoint.get("loops", {}).get("fit_loop")
     if loop is None or not loop["epoch_loop.batch_progress"]["is_last_batch"]:
         return
