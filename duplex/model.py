@@ -184,13 +184,17 @@ class DuplexModel(nn.Module):
         forced_text: Tensor | None = None,
         forced_codes: Tensor | None = None,
         uniforms: Tensor | None = None,
+        heard: Tensor | None = None,
     ) -> StepOutput:
         """One frame: audio [B, 1280].
 
-        Forced tokens ([B], [B, K]) replace the sampled ones; `uniforms` [B, num_draws], 0 <= u < 1, draws from the generator.
+        Forced tokens ([B], [B, K]) replace the sampled ones; `uniforms` [B, num_draws], 0 <= u < 1, draws from the generator; `heard`
+        [B, V] replaces what the recognizer makes of the frame.
         """
         encoded = self.encoder.step(audio, state.encoder)
-        hidden = self.backbone.step(self.fuse(encoded, state.text[:, None], state.codes[:, None]), state.backbone)
+        hidden = self.backbone.step(
+            self.fuse(encoded, state.text[:, None], state.codes[:, None], None if heard is None else heard[:, None]), state.backbone
+        )
         logits = Logits(self.heads.text_logits(hidden), self.heads.level_logits(hidden))
         of_text, of_codes = (None, None) if uniforms is None else (uniforms[:, 0], uniforms[:, 1:].unflatten(1, self._code_draws))
         likely = logits.text[:, 0].float()

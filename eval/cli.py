@@ -26,7 +26,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="duplex eval", description="Measure a system on benchmark suites: a table and a report folder, then one JSON line a suite."
     )
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=SUITES_HELP)
-    systems_help = "pocket, a checkpoint directory, wavs:DIR, ws://HOST:PORT/PATH, cascade or truth (default: %(default)s)"
+    systems_help = "pocket, a checkpoint directory, told:CHECKPOINT, wavs:DIR, ws://HOST:PORT/PATH, cascade or truth (default: %(default)s)"
     parser.add_argument("--system", default="pocket", help=systems_help)
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two report folders, instead of suites")
     add_knobs(parser)

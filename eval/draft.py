@@ -16,7 +16,7 @@ import numpy as np
 from eval.echo import Echo
 from eval.metrics import Segment
 from eval.stimuli import insert_pause
-from train.bank import USER_HZ, Utterance
+from train.bank import USER_HZ, Utterance, Word
 
 FRAME_SAMPLES = 1280
 NOISE_FLOOR_DB = -70.0
@@ -64,13 +64,23 @@ class Turn:
 
 @dataclass(frozen=True)
 class Scenario:
-    """One conversation: user audio, float32 [num_frames * 1280] at 16 kHz, its turns in order, and how the agent's voice comes back."""
+    """One conversation.
+
+    Attributes:
+        id: Its name.
+        audio: The user, float32 [num_frames * 1280] at 16 kHz.
+        turns: In order.
+        seed: Of what is drawn for it.
+        echo: How the agent's voice comes back.
+        words: Every word of the user and where it sounds, in samples of `audio`.
+    """
 
     id: str
     audio: np.ndarray
     turns: tuple[Turn, ...]
     seed: int
     echo: Echo | None = None
+    words: tuple[Word, ...] = ()
 
     @property
     def duration_s(self) -> float:
@@ -85,6 +95,7 @@ class Draft:
     position: int
     pieces: list[tuple[int, np.ndarray]] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
+    words: list[Word] = field(default_factory=list)
 
     def say(self, utterance: Utterance, answer: str, key: str, pauses: Sequence[tuple[int, int]] = (), **flags: Any) -> None:
         """Append a turn at the current position; `pauses` are (sample of the utterance, length in samples), in order."""
@@ -98,6 +109,9 @@ class Draft:
             inserted += length
         self.pieces.append((start, audio))
         self.position += len(audio)
+        for word in utterance.words or spread_words(utterance):
+            moved = start + sum(length for at, length in pauses if at <= word.start_sample)
+            self.words.append(Word(word.text, moved + word.start_sample, moved + word.end_sample))
         flags = {"exact": utterance.skill == "repeat", "pauses": tuple(spans), **flags}
         times = (start / USER_HZ, self.position / USER_HZ)
         self.turns.append(Turn(*times, utterance.text, utterance.voice, utterance.skill, answer, key, **flags))
@@ -115,4 +129,14 @@ class Draft:
             piece[:] = noise.normal(0.0, 10 ** (NOISE_FLOOR_DB / 20), len(piece))
         for start, piece in self.pieces:
             audio[start : start + len(piece)] += piece
-        return Scenario(name, np.clip(audio, -1.0, 1.0, out=audio), tuple(self.turns), seed)
+        return Scenario(name, np.clip(audio, -1.0, 1.0, out=audio), tuple(self.turns), seed, words=tuple(self.words))
+
+
+def spread_words(utterance: Utterance) -> tuple[Word, ...]:
+    """Words of an utterance whose times are not known, each as long as its letters are; "(cough)" is none."""
+    words = [] if utterance.text.startswith("(") else utterance.text.split()
+    if not words:
+        return ()
+    ends = np.cumsum([len(word) + 1 for word in words])
+    at = [0, *(int(end * utterance.num_samples / ends[-1]) for end in ends)]
+    return tuple(Word(word, at[i], at[i + 1]) for i, word in enumerate(words))

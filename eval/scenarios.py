@@ -144,7 +144,7 @@ def _listening(pool: Sequence[Utterance], n: int, seed: int) -> list[Scenario]:
         for turn in scenario.turns:
             span = slice(round(turn.start_s * USER_HZ), round(turn.end_s * USER_HZ))
             audio[span] = speech_shaped_noise(audio[span], noise)
-        scenarios.append(replace(scenario, id=scenario.id.replace("answers", "listening"), audio=audio))
+        scenarios.append(replace(scenario, id=scenario.id.replace("answers", "listening"), audio=audio, words=()))
     return scenarios
 
 

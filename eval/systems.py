@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from duplex.sampling import Sampling
 from eval.draft import Scenario
 from eval.echo import AGENT_HZ, FRAME_S, EchoPaths
 from serve.options import knobs_on
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -98,11 +102,15 @@ class InProcess(System):
         echoes = [scenario.echo for scenario in scenarios]
         microphones = EchoPaths(echoes) if any(echoes) else None
         audios = [scenario.audio for scenario in scenarios]
-        replies = respond(self._speaker, audios, self._seed, self._sampling, microphones)
+        replies = respond(self._speaker, audios, self._seed, self._sampling, microphones, self._heard(scenarios))
         return [
             Reply(fit(reply.audio, scenario), tuple((frame * FRAME_S, piece) for frame, piece in reply.text_events))
             for reply, scenario in zip(replies, scenarios, strict=True)
         ]
+
+    def _heard(self, scenarios: Sequence[Scenario]) -> Tensor | None:
+        """What the model is told instead of recognizing it; None lets it listen."""
+        return None
 
     def endure(self, scenario: Scenario, progress: Callable[[float], None] = lambda seconds: None) -> Reply:
         """One scenario through one live session, with what every frame cost; `progress` gets the seconds done.
@@ -242,6 +250,10 @@ def load_system(
     """
     if name == "pocket" or Path(name).is_dir():
         return InProcess(name, device, seed, sampling, int4)
+    if name.startswith("told:") and not int4:
+        from eval.told import Told
+
+        return Told(name.removeprefix("told:"), device, seed, sampling)
     if sampling.has_knobs or int4:
         raise UserError(f"system {name!r} has no --eagerness, --yielding or --int4; give them with a checkpoint")
     if name.startswith("wavs:"):
@@ -256,7 +268,9 @@ def load_system(
         from eval.cascade import load_cascade
 
         return load_cascade()
-    raise UserError(f"system {name!r} is unknown; use pocket, a checkpoint directory, wavs:DIR, ws://HOST:PORT/PATH, cascade or truth")
+    raise UserError(
+        f"system {name!r} is unknown; use pocket, a checkpoint directory, told:CHECKPOINT, wavs:DIR, ws://HOST:PORT/PATH, cascade or truth"
+    )
 
 
 def batches(scenarios: Sequence[Scenario], size: int) -> list[list[int]]:

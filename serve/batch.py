@@ -33,6 +33,7 @@ def respond(
     seed: int,
     sampling: Sampling = Sampling(),  # noqa: B008 - frozen
     microphones: Callable[[np.ndarray], np.ndarray] | None = None,
+    heard: torch.Tensor | None = None,
 ) -> list[BatchReply]:
     """Let the speaker hear every recording, float32 [N_i] at 16 kHz; shorter ones are followed by silence.
 
@@ -45,6 +46,7 @@ def respond(
         sampling: How tokens are chosen.
         microphones: From the agents' frame just played, [B, output_samples], to what comes back of it into the users' next frame,
             [B, input_samples].
+        heard: [B, T, V] how likely each word has just been said, in place of what the speaker recognizes; T covers the longest recording.
     """
     if not audios:
         return []
@@ -57,8 +59,9 @@ def respond(
     if not num_frames:
         return [BatchReply(np.zeros(0, np.float32), []) for _ in audios]
     frames, back = [], None
-    for user in np.split(users, num_frames, 1):
-        frames.append(rows.step(torch.from_numpy(user if back is None else (user + back).clip(-1, 1))))
+    for t, user in enumerate(np.split(users, num_frames, 1)):
+        said = None if heard is None else heard[:, t]
+        frames.append(rows.step(torch.from_numpy(user if back is None else (user + back).clip(-1, 1)), said))
         back = microphones(frames[-1].audio.cpu().numpy()) if microphones else None
     text = torch.stack([frame.text for frame in frames], 1).tolist()  # B lists of T tokens
     agents = torch.cat([frame.audio for frame in frames], 1).cpu().numpy()  # [B, T * output_samples]

@@ -29,14 +29,20 @@ class RowsOutput:
 
 
 def step_frame(
-    speaker: Speaker, audio: Tensor, state: ModelState, voice: DecodeState, sampling: Sampling, uniforms: Tensor | None
+    speaker: Speaker,
+    audio: Tensor,
+    state: ModelState,
+    voice: DecodeState,
+    sampling: Sampling,
+    uniforms: Tensor | None,
+    heard: Tensor | None = None,
 ) -> RowsOutput:
     """The frame loop itself: [B, input_samples] of the users to text, codes and sound of the agent, going on from both states.
 
     What is louder than full scale is clipped, as in a microphone. `uniforms` [B, num_draws] of the model are what is left to chance;
-    None where nothing is.
+    None where nothing is. `heard` [B, V] is what has just been said, in place of what the model recognizes.
     """
-    out = speaker.model.step(audio.clamp(-1.0, 1.0), state, sampling, uniforms=uniforms)
+    out = speaker.model.step(audio.clamp(-1.0, 1.0), state, sampling, uniforms=uniforms, heard=heard)
     return RowsOutput(out.text, out.codes, speaker.codec.decode_step(out.codes[:, None], voice), out.presence)
 
 
@@ -58,12 +64,12 @@ class Rows:
         self._decode_state = speaker.codec.init_decode_state(batch)
 
     @torch.inference_mode()
-    def step(self, audio: Tensor) -> RowsOutput:
-        """One frame of the users, float32 [B, input_samples] at 16 kHz, -1..1."""
+    def step(self, audio: Tensor, heard: Tensor | None = None) -> RowsOutput:
+        """One frame of the users, float32 [B, input_samples] at 16 kHz, -1..1; `heard` as in `step_frame`."""
         audio, uniforms = audio.to(self.speaker.device), None
         if self._sampling.draws:
             uniforms = torch.rand(self.batch, self.speaker.model.num_draws, generator=self._generator).to(self.speaker.device)
-        return step_frame(self.speaker, audio, self._model_state, self._decode_state, self._sampling, uniforms)
+        return step_frame(self.speaker, audio, self._model_state, self._decode_state, self._sampling, uniforms, heard)
 
     @torch.inference_mode()
     def reset(self) -> None:

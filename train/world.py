@@ -113,6 +113,12 @@ def draw(rng: random.Random, split: str, skill: str | None = None, phrases: Sequ
     return Exchange(name, question, answer, value)
 
 
+def repeat(rng: random.Random, words: str) -> Exchange:
+    """`words` to repeat, asked for as in training."""
+    question = rng.choice(phrasings("repeat", "train")).format(w=words)
+    return Exchange("repeat", _dress(rng, question, "repeat"), sentence(words), words)
+
+
 def _dress(rng: random.Random, question: str, name: str) -> str:
     """Add a spoken prefix or suffix; nothing may follow words to repeat or a name."""
     suffix = "" if name in ("repeat", "name_tell", "like_tell", "again", "go_on") else rng.choice(skills()["suffixes"])

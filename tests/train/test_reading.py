@@ -12,7 +12,7 @@ from duplex.vocab import MARKS, Vocab
 from train import world
 from train.composer import ComposerConfig
 from train.layout import lay_channels, lay_heard, token_frames
-from train.reading import WrittenCast, recognized, time_words, written_answer, written_question
+from train.reading import WrittenCast, any_words, recognized, time_words, written_answer, written_question
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +37,17 @@ def test_an_answer_fits_its_frames_and_has_no_codes(vocab: Vocab) -> None:
     assert [t for _, t in token_frames(answer, vocab)] == [t for ids in vocab.encode_words("Lemon, table.") for t in ids]
 
 
+def test_words_to_copy_are_a_phrase_or_words_of_several() -> None:
+    rng, phrases = random.Random(0), ("You look well", "Green tea, please", "No")
+    drawn = [any_words(rng, phrases) for _ in range(400)]
+    whole = [words in phrases for words in drawn]
+    assert 0.5 < sum(whole) / len(whole) < 0.8  # a word alone may be one
+    mixed = [words.split() for words, is_phrase in zip(drawn, whole, strict=True) if not is_phrase]
+    assert {len(words) for words in mixed} == {1, 3, 4, 5}
+    assert set(sum(mixed, [])) <= {"You", "look", "well", "Green", "tea", "please", "No"}
+    assert all(world.combination_split(words) == "train" for words in mixed)
+
+
 def test_conversations_come_from_training_phrasings_and_answer_what_was_heard(vocab: Vocab) -> None:
     cast = WrittenCast(vocab, ("you look well",), 4, {"repeat": 0.9})
     skills, rng = set(), np.random.default_rng(0)
@@ -50,6 +61,7 @@ def test_conversations_come_from_training_phrasings_and_answer_what_was_heard(vo
             assert not user.utterance.audio.any()
             if user.utterance.skill == "repeat":
                 assert turn.utterance.text == world.sentence(user.utterance.value)
+                assert user.utterance.text.endswith(user.utterance.value)
                 assert len(user.utterance.value.split(", ")) == 1 or world.combination_split(user.utterance.value.split(", ")) == "train"
             assert (channels.codes[turn.start_frame : min(turn.cut_frame, 200)] == -1).all()
         assert (channels.codes[~channels.speaking] == np.arange(4)).all()
@@ -66,13 +78,14 @@ def test_a_recognizer_is_unsure_of_the_moment_and_sometimes_of_the_word() -> Non
     likely = recognized(heard, 20, generator)
     assert torch.allclose(likely.sum(-1), torch.ones(4, 600)) and (likely >= 0).all()
     frames = likely.argmax(-1).view(4, 60, 10)
-    assert not frames[..., [0, 1, 2, 3, 8, 9]].any()  # nothing is named far from a word
+    assert not frames[..., [0, 1, 2, 8, 9]].any()  # nothing is named far from a word
     named = (frames == 7).any(-1).float().mean()
     assert 0.8 < named < 0.97 and 0.01 < (frames == 0).all(-1).float().mean() < 0.1
     assert 0.1 < ((frames == 7).sum(-1) > 1).float().mean() < 0.9  # in several frames where the moment is unsure
-    assert (likely[:, 5::10, 7] > 0.5).float().mean() > (likely[:, 6::10, 7] > 0.5).float().mean() > 0.05
-    exact = recognized(heard, 20, generator, wrong=0, missed=0).argmax(-1).view(4, 60, 10)
-    assert (exact == 7).any(-1).float().mean() > max(named, 0.9)
+    at = [float(likely[:, 5 + offset :: 10, 7].mean()) for offset in (-1, 0, 1)]  # 0.17, 0.86, 0.15 of the shipped encoder
+    assert 0.7 < at[1] < 0.95 and 0.1 < at[0] < 0.3 and 0.1 < at[2] < 0.3
+    exact = recognized(heard, 20, generator, wrong=0, missed=0, unsure=0)
+    assert (exact[:, 4:, 7].unfold(1, 3, 1).amax(-1)[:, ::10] == 1).all()
 
 
 def test_a_question_keeps_what_is_told(vocab: Vocab) -> None:
