@@ -17,6 +17,7 @@ from duplex.config import CacheAwareConfig, EncoderConfig, FastConformerConfig, 
 from duplex.encoder import Encoder, EncoderState
 from duplex.fastconformer import CausalFastConformer
 from duplex.knobs import KnobState, init_knobs, note_written, turn_knobs
+from duplex.recall import Recall, RecallState, init_recall
 from duplex.sampling import Sampling, sample_codes, sample_text
 from duplex.vocab import Vocab
 from duplex.whisper import CausalWhisper
@@ -40,6 +41,7 @@ class ModelState:
     codes: Tensor  # [B, K] codes of the last frame
     silence: Tensor  # [B, K] codes of silence
     knobs: KnobState
+    recall: RecallState
 
     def reset(self, rows: Tensor) -> None:
         """Start rows afresh; `rows` is a boolean mask [B]. Other rows keep every bit."""
@@ -48,6 +50,7 @@ class ModelState:
         self.text.masked_fill_(rows, Vocab.sil)
         self.codes.copy_(torch.where(rows[:, None], self.silence, self.codes))
         self.knobs.reset(rows)
+        self.recall.reset(rows)
 
 
 @dataclass(frozen=True)
@@ -121,8 +124,15 @@ class DuplexModel(nn.Module):
         self.fusion = Fusion(config)
         self.backbone = Backbone(config.backbone)
         self.heads = Heads(config)
+        self.recall = Recall(config.backbone.width, config.vocab_size) if config.heard_channel and config.recall_channel else None
         self.presence = _undecided(config.encoder.width) if config.presence_head else None
         self.register_buffer("silence_codes", torch.tensor(config.silence_codes), persistent=False)
+
+    def set_spelling(self, char_ids: Tensor) -> None:
+        """Store how tokens are spelled, [V, MAX_CHARS] from `Vocab.char_ids`, where a part wants to know."""
+        self.fusion.text.set_spelling(char_ids)
+        if self.recall is not None:
+            self.recall.set_spelling(char_ids)
 
     @property
     def look_ahead_frames(self) -> int:
@@ -148,6 +158,7 @@ class DuplexModel(nn.Module):
             self.silence_codes.repeat(batch, 1),
             self.silence_codes.repeat(batch, 1),
             init_knobs(batch, device),
+            init_recall(batch, device),
         )
 
     def forward(
@@ -167,12 +178,19 @@ class DuplexModel(nn.Module):
         hidden = self.backbone(self.fuse(encoded, text, codes, heard))
         return TrainOutput(Logits(self.heads.text_logits(hidden), self.heads.level_logits(hidden)), hidden, encoded)
 
-    def fuse(self, encoded: Tensor | None, text: Tensor, codes: Tensor, heard: Tensor | None = None) -> Tensor:
-        """What the backbone reads, [B, T, D]; the arguments are those of `forward`."""
+    def fuse(
+        self, encoded: Tensor | None, text: Tensor, codes: Tensor, heard: Tensor | None = None, recall: RecallState | None = None
+    ) -> Tensor:
+        """What the backbone reads, [B, T, D]; the arguments are those of `forward`, and what is remembered (None: nothing)."""
         user = None if encoded is None else self.adapter(encoded)
         if heard is None and encoded is not None and self.recognizer is not None:
             heard = self.recognizer(encoded).float().softmax(-1).to(encoded.dtype)
-        return self.fusion(user, None if heard is None else self.heads.vectors_of(heard), text, codes)
+        if heard is None:
+            return self.fusion(user, None, text, codes)
+        recalled = (
+            None if self.recall is None else self.recall(heard, text, self.heads.text.weight, recall or init_recall(len(text), text.device))
+        )
+        return self.fusion(user, self.heads.vectors_of(heard), text, codes, recalled)
 
     @torch.inference_mode()
     def step(
@@ -193,7 +211,8 @@ class DuplexModel(nn.Module):
         """
         encoded = self.encoder.step(audio, state.encoder)
         hidden = self.backbone.step(
-            self.fuse(encoded, state.text[:, None], state.codes[:, None], None if heard is None else heard[:, None]), state.backbone
+            self.fuse(encoded, state.text[:, None], state.codes[:, None], None if heard is None else heard[:, None], state.recall),
+            state.backbone,
         )
         logits = Logits(self.heads.text_logits(hidden), self.heads.level_logits(hidden))
         of_text, of_codes = (None, None) if uniforms is None else (uniforms[:, 0], uniforms[:, 1:].unflatten(1, self._code_draws))

@@ -1,0 +1,96 @@
+"""What the user said after the word that the agent has just written: a finger on the line, for repeating.
+
+A language model repeats by finding its last token further up and copying what followed it there. Here silence lies between words in both
+channels, so that finding takes several layers, and a small backbone does not learn it. This finds instead:
+
+    user    say  . silver  .  . seven  . paper  .  .  .   .    .      .
+    agent    .   .   .     .  .   .    .   .    .  . BOS  .  silver   .   .   .
+    before       .  say    .  . silver .  seven .  .  .   .    .      .   .   .      of a word as it is heard, the one before it
+    next     .   .   .     .  .   .    .   .    .  .  .   .  seven  seven seven ...  of the word written last, the one heard after it
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from codec.linear import Linear
+from duplex.vocab import Vocab
+
+MEMORY_TOKENS = 64
+
+
+@dataclass
+class RecallState:
+    """What a row remembers: [B, MEMORY_TOKENS] tokens heard, the newest last; [B] the one of the last frame; [B, 2] the last two written.
+
+    `sil` stands where there is none.
+    """
+
+    tokens: Tensor
+    frame: Tensor
+    written: Tensor
+
+    def reset(self, rows: Tensor) -> None:
+        """Start rows afresh; `rows` is a boolean mask [B]."""
+        self.tokens.masked_fill_(rows[:, None], Vocab.sil)
+        self.frame.masked_fill_(rows, Vocab.sil)
+        self.written.masked_fill_(rows[:, None], Vocab.sil)
+
+
+def init_recall(batch: int, device: torch.device) -> RecallState:
+    """Fresh rows."""
+    shapes = ((batch, MEMORY_TOKENS), (batch,), (batch, 2))
+    return RecallState(*(torch.full(shape, Vocab.sil, dtype=torch.long, device=device) for shape in shapes))
+
+
+class Recall(nn.Module):
+    """Finds `before` and `next`, and gives them to the backbone as the vectors of the text head that would say them, mapped."""
+
+    is_word: Tensor
+
+    def __init__(self, width: int, vocab_size: int) -> None:
+        super().__init__()
+        self.before, self.next = (Linear(width, width, bias=False) for _ in range(2))
+        nn.init.normal_(self.before.weight, std=0.02)
+        nn.init.eye_(self.next.weight)
+        with torch.no_grad():
+            self.next.weight.mul_(0.3)
+        self.register_buffer("is_word", torch.arange(vocab_size) > Vocab.eos)
+
+    def set_spelling(self, char_ids: Tensor) -> None:
+        """Learn which tokens are punctuation, from [V, MAX_CHARS] of `Vocab.char_ids`: it lies between words, and is none."""
+        marks = torch.tensor((0, *Vocab.mark_chars()), device=char_ids.device)
+        self.is_word.copy_(~torch.isin(char_ids, marks).all(1))
+
+    def forward(self, heard: Tensor, text: Tensor, vectors: Tensor, state: RecallState) -> Tensor:
+        """heard [B, T, V] and text [B, T] as the backbone reads them, vectors [V, D] of the text head -> [B, T, D]; moves the state on."""
+        with torch.no_grad():
+            words = heard[..., Vocab.eos + 1 :]
+            named = words.sum(-1) > 0.5
+            tokens = torch.where(named, words.argmax(-1) + Vocab.eos + 1, Vocab.sil)  # [B, T]
+            found = [self._find(token, said, state) for token, said in zip(tokens.unbind(1), text.unbind(1), strict=True)]
+            before, after = (torch.stack(ids, 1) for ids in zip(*found, strict=True))
+        x = self.before(vectors[before]) * (before != Vocab.sil)[..., None]
+        return x + self.next(vectors[after]) * (after != Vocab.sil)[..., None]
+
+    def _find(self, token: Tensor, said: Tensor, state: RecallState) -> tuple[Tensor, Tensor]:
+        """One frame: [B] the token heard or `sil`, [B] the token written -> [B] before and [B] next, `sil` where there is none."""
+        new = (token != state.frame) & (token != Vocab.sil)  # a word may be named in two frames
+        before = torch.where(new, state.tokens[:, -1], state.tokens[:, -2]).masked_fill(token == Vocab.sil, Vocab.sil)
+        state.tokens.copy_(torch.where(new[:, None], torch.cat([state.tokens[:, 1:], token[:, None]], 1), state.tokens))
+        state.frame.copy_(token)
+        written = torch.where(self.is_word[said][:, None], torch.stack([state.written[:, 1], said], 1), state.written)
+        state.written.copy_(written.masked_fill(((said == Vocab.bos) | (said == Vocab.eos))[:, None], Vocab.sil))
+
+        earlier, last = state.written[:, :1], state.written[:, 1:]
+        nothing = torch.full_like(last, Vocab.sil)
+        hit = (state.tokens == last) & (last != Vocab.sil)
+        twice = hit & (earlier != Vocab.sil) & (torch.cat([nothing, state.tokens[:, :-1]], 1) == earlier)
+        # the newest of the hits, of those first where the word before fits as well
+        newest = torch.arange(MEMORY_TOKENS, device=token.device)
+        at = (newest + MEMORY_TOKENS * (hit.long() + twice.long())).argmax(1, keepdim=True)
+        after = torch.cat([state.tokens[:, 1:], nothing], 1).gather(1, at)
+        return before, torch.where(hit.gather(1, at), after, nothing)[:, 0]
