@@ -17,7 +17,7 @@ from duplex.config import CacheAwareConfig, EncoderConfig, FastConformerConfig, 
 from duplex.encoder import Encoder, EncoderState
 from duplex.fastconformer import CausalFastConformer
 from duplex.knobs import KnobState, init_knobs, note_written, turn_knobs
-from duplex.recall import Recall, RecallState, init_recall
+from duplex.recall import Recall, Recalled, RecallState, init_recall
 from duplex.sampling import Sampling, sample_codes, sample_text
 from duplex.vocab import Vocab
 from duplex.whisper import CausalWhisper
@@ -175,22 +175,34 @@ class DuplexModel(nn.Module):
         """
         if audio is not None:
             encoded = self.encoder(audio)
-        hidden = self.backbone(self.fuse(encoded, text, codes, heard))
-        return TrainOutput(Logits(self.heads.text_logits(hidden), self.heads.level_logits(hidden)), hidden, encoded)
+        heard = self._hear(encoded, heard)
+        recalled = self._recall(heard, text, init_recall(len(text), text.device))
+        hidden = self.backbone(self.fuse(encoded, text, codes, heard, recalled))
+        return TrainOutput(self._logits(hidden, recalled), hidden, encoded)
 
     def fuse(
-        self, encoded: Tensor | None, text: Tensor, codes: Tensor, heard: Tensor | None = None, recall: RecallState | None = None
+        self, encoded: Tensor | None, text: Tensor, codes: Tensor, heard: Tensor | None = None, recalled: Recalled | None = None
     ) -> Tensor:
-        """What the backbone reads, [B, T, D]; the arguments are those of `forward`, and what is remembered (None: nothing)."""
+        """What the backbone reads, [B, T, D]; the arguments are those of `forward`, and what `recall` found for them."""
         user = None if encoded is None else self.adapter(encoded)
-        if heard is None and encoded is not None and self.recognizer is not None:
-            heard = self.recognizer(encoded).float().softmax(-1).to(encoded.dtype)
-        if heard is None:
-            return self.fusion(user, None, text, codes)
-        recalled = (
-            None if self.recall is None else self.recall(heard, text, self.heads.text.weight, recall or init_recall(len(text), text.device))
-        )
-        return self.fusion(user, self.heads.vectors_of(heard), text, codes, recalled)
+        heard = self._hear(encoded, heard)
+        pointed = None if recalled is None else self.recall(recalled, self.heads.text.weight)  # type: ignore[misc]
+        return self.fusion(user, None if heard is None else self.heads.vectors_of(heard), text, codes, pointed)
+
+    def _hear(self, encoded: Tensor | None, heard: Tensor | None) -> Tensor | None:
+        """Likelihoods [B, T, V] of words that have just been said: those given, or what the recognizer makes of the encoder's output."""
+        if heard is not None or encoded is None or self.recognizer is None:
+            return heard
+        return self.recognizer(encoded).float().softmax(-1).to(encoded.dtype)
+
+    def _recall(self, heard: Tensor | None, text: Tensor, state: RecallState) -> Recalled | None:
+        return None if heard is None or self.recall is None else self.recall.find(heard, text, state)
+
+    def _logits(self, hidden: Tensor, recalled: Recalled | None) -> Logits:
+        text = self.heads.text_logits(hidden)
+        if recalled is not None:
+            text = self.recall.write(text, hidden, recalled)  # type: ignore[union-attr]
+        return Logits(text, self.heads.level_logits(hidden))
 
     @torch.inference_mode()
     def step(
@@ -210,22 +222,22 @@ class DuplexModel(nn.Module):
         [B, V] replaces what the recognizer makes of the frame.
         """
         encoded = self.encoder.step(audio, state.encoder)
-        hidden = self.backbone.step(
-            self.fuse(encoded, state.text[:, None], state.codes[:, None], None if heard is None else heard[:, None], state.recall),
-            state.backbone,
-        )
-        logits = Logits(self.heads.text_logits(hidden), self.heads.level_logits(hidden))
+        text = state.text[:, None]
+        words = self._hear(encoded, None if heard is None else heard[:, None])
+        recalled = self._recall(words, text, state.recall)
+        hidden = self.backbone.step(self.fuse(encoded, text, state.codes[:, None], words, recalled), state.backbone)
+        logits = self._logits(hidden, recalled)
         of_text, of_codes = (None, None) if uniforms is None else (uniforms[:, 0], uniforms[:, 1:].unflatten(1, self._code_draws))
         likely = logits.text[:, 0].float()
         if sampling.has_knobs:
             likely = turn_knobs(likely, audio, state.knobs, sampling.eagerness, sampling.yielding)
-        text = sample_text(likely, sampling, generator, of_text) if forced_text is None else forced_text
+        written = sample_text(likely, sampling, generator, of_text) if forced_text is None else forced_text
         codes = forced_codes
         if codes is None:
             codes = sample_codes(logits.levels[:, 0].float(), self.config.levels, sampling, generator, of_codes)
         if sampling.has_knobs:
-            note_written(text, state.knobs)
-        state.text.copy_(text)
+            note_written(written, state.knobs)
+        state.text.copy_(written)
         state.codes.copy_(codes)
         presence = None if self.presence is None else self.presence(encoded[:, 0]).float().softmax(-1)
-        return StepOutput(text, codes, logits, presence)
+        return StepOutput(written, codes, logits, presence)

@@ -22,6 +22,14 @@ from duplex.vocab import Vocab
 MEMORY_TOKENS = 64
 
 
+@dataclass(frozen=True)
+class Recalled:
+    """[B, T] token ids, `sil` where there is none."""
+
+    before: Tensor
+    next: Tensor
+
+
 @dataclass
 class RecallState:
     """What a row remembers: [B, MEMORY_TOKENS] tokens heard, the newest last; [B] the one of the last frame; [B, 2] the last two written.
@@ -47,7 +55,7 @@ def init_recall(batch: int, device: torch.device) -> RecallState:
 
 
 class Recall(nn.Module):
-    """Finds `before` and `next`, and gives them to the backbone as the vectors of the text head that would say them, mapped."""
+    """Finds `before` and `next`. The backbone reads them as mapped vectors of the text head, and opens a gate by which `next` is written."""
 
     is_word: Tensor
 
@@ -58,6 +66,9 @@ class Recall(nn.Module):
         nn.init.eye_(self.next.weight)
         with torch.no_grad():
             self.next.weight.mul_(0.3)
+        self.gate = Linear(width, 1)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
         self.register_buffer("is_word", torch.arange(vocab_size) > Vocab.eos)
 
     def set_spelling(self, char_ids: Tensor) -> None:
@@ -65,16 +76,24 @@ class Recall(nn.Module):
         marks = torch.tensor((0, *Vocab.mark_chars()), device=char_ids.device)
         self.is_word.copy_(~torch.isin(char_ids, marks).all(1))
 
-    def forward(self, heard: Tensor, text: Tensor, vectors: Tensor, state: RecallState) -> Tensor:
-        """heard [B, T, V] and text [B, T] as the backbone reads them, vectors [V, D] of the text head -> [B, T, D]; moves the state on."""
-        with torch.no_grad():
-            words = heard[..., Vocab.eos + 1 :]
-            named = words.sum(-1) > 0.5
-            tokens = torch.where(named, words.argmax(-1) + Vocab.eos + 1, Vocab.sil)  # [B, T]
-            found = [self._find(token, said, state) for token, said in zip(tokens.unbind(1), text.unbind(1), strict=True)]
-            before, after = (torch.stack(ids, 1) for ids in zip(*found, strict=True))
-        x = self.before(vectors[before]) * (before != Vocab.sil)[..., None]
-        return x + self.next(vectors[after]) * (after != Vocab.sil)[..., None]
+    @torch.no_grad()
+    def find(self, heard: Tensor, text: Tensor, state: RecallState) -> Recalled:
+        """heard [B, T, V] and text [B, T] as the backbone reads them; moves the state on."""
+        words = heard[..., Vocab.eos + 1 :]
+        tokens = torch.where(words.sum(-1) > 0.5, words.argmax(-1) + Vocab.eos + 1, Vocab.sil)  # [B, T]
+        found = [self._find(token, said, state) for token, said in zip(tokens.unbind(1), text.unbind(1), strict=True)]
+        return Recalled(*(torch.stack(ids, 1) for ids in zip(*found, strict=True)))
+
+    def forward(self, recalled: Recalled, vectors: Tensor) -> Tensor:
+        """What the backbone reads of it, [B, T, D]; `vectors` [V, D] are those of the text head."""
+        parts = ((self.before, recalled.before), (self.next, recalled.next))
+        before, after = (layer(vectors[ids]) * (ids != Vocab.sil)[..., None] for layer, ids in parts)
+        return before + after
+
+    def write(self, logits: Tensor, hidden: Tensor, recalled: Recalled) -> Tensor:
+        """Text logits [B, T, V] with the gate, of hidden [B, T, D], added to that of `next`."""
+        gate = self.gate(hidden) * (recalled.next != Vocab.sil)[..., None]
+        return logits.scatter_add(-1, recalled.next[..., None], gate.to(logits.dtype))
 
     def _find(self, token: Tensor, said: Tensor, state: RecallState) -> tuple[Tensor, Tensor]:
         """One frame: [B] the token heard or `sil`, [B] the token written -> [B] before and [B] next, `sil` where there is none."""

@@ -73,11 +73,24 @@ def test_it_reaches_the_output(model: DuplexModel) -> None:
     def hidden(word: int) -> Tensor:
         heard = torch.nn.functional.one_hot(torch.tensor([[SAY, 0, RED, 0, word, 0, 0, 0]]), TINY.vocab_size).float()
         text = torch.tensor([[0, 0, 0, 0, 0, Vocab.bos, RED, 0]])
+        assert model.recall is not None
         with torch.no_grad():
-            return model.fuse(None, text, torch.zeros(1, 8, 2, dtype=torch.long), heard)
+            recalled = model.recall.find(heard, text, init_recall(1, torch.device("cpu")))
+            return model.fuse(None, text, torch.zeros(1, 8, 2, dtype=torch.long), heard, recalled)
 
     apart = (hidden(RIVER) - hidden(STONE)).abs().amax(-1)[0]
     assert (apart > 1e-4).tolist() == [False] * 4 + [True, False, True, True]
+
+
+def test_the_gate_writes_what_comes_next(model: DuplexModel) -> None:
+    heard = torch.nn.functional.one_hot(torch.tensor([[SAY, 0, RED, 0, RIVER, 0, 0, 0]]), TINY.vocab_size).float()
+    text, codes = torch.tensor([[0, 0, 0, 0, 0, Vocab.bos, RED, 0]]), torch.zeros(1, 8, 2, dtype=torch.long)
+    with torch.no_grad():
+        shut = model(text, codes, heard=heard).logits.text
+        model.recall.gate.bias.fill_(50.0)  # type: ignore[union-attr]
+        wide = model(text, codes, heard=heard).logits.text
+    assert (wide.argmax(-1) == RIVER).tolist() == [[False] * 6 + [True] * 2]
+    assert torch.equal(wide[:, :6], shut[:, :6])
 
 
 def test_it_is_left_out_where_nobody_is_heard(model: DuplexModel) -> None:
