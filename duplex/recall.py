@@ -55,7 +55,7 @@ def init_recall(batch: int, device: torch.device) -> RecallState:
 
 
 class Recall(nn.Module):
-    """Finds `before` and `next`. The backbone reads them as mapped vectors of the text head, and opens a gate by which `next` is written."""
+    """Finds `before` and `next`. The backbone reads both, as mapped vectors of the text head, and has a gate by which `next` is written."""
 
     is_word: Tensor
 
