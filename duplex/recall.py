@@ -20,6 +20,7 @@ from codec.linear import Linear
 from duplex.vocab import Vocab
 
 MEMORY_TOKENS = 64
+_GATE_SCALE = 10.0  # so that it opens within some hundred steps
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,10 @@ class Recall(nn.Module):
     def __init__(self, width: int, vocab_size: int) -> None:
         super().__init__()
         self.before, self.next = (Linear(width, width, bias=False) for _ in range(2))
-        nn.init.normal_(self.before.weight, std=0.02)
+        nn.init.normal_(self.before.weight, std=0.1)  # as long as the other channels' vectors: shorter ones go unnoticed
         nn.init.eye_(self.next.weight)
         with torch.no_grad():
-            self.next.weight.mul_(0.3)
+            self.next.weight.mul_(2.0)
         self.gate = Linear(width, 1)
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
@@ -92,7 +93,7 @@ class Recall(nn.Module):
 
     def write(self, logits: Tensor, hidden: Tensor, recalled: Recalled) -> Tensor:
         """Text logits [B, T, V] with the gate, of hidden [B, T, D], added to that of `next`."""
-        gate = self.gate(hidden) * (recalled.next != Vocab.sil)[..., None]
+        gate = _GATE_SCALE * self.gate(hidden) * (recalled.next != Vocab.sil)[..., None]
         return logits.scatter_add(-1, recalled.next[..., None], gate.to(logits.dtype))
 
     def _find(self, token: Tensor, said: Tensor, state: RecallState) -> tuple[Tensor, Tensor]:

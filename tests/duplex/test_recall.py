@@ -87,7 +87,7 @@ def test_the_gate_writes_what_comes_next(model: DuplexModel) -> None:
     text, codes = torch.tensor([[0, 0, 0, 0, 0, Vocab.bos, RED, 0]]), torch.zeros(1, 8, 2, dtype=torch.long)
     with torch.no_grad():
         shut = model(text, codes, heard=heard).logits.text
-        model.recall.gate.bias.fill_(50.0)  # type: ignore[union-attr]
+        model.recall.gate.bias.fill_(5.0)  # type: ignore[union-attr]
         wide = model(text, codes, heard=heard).logits.text
     assert (wide.argmax(-1) == RIVER).tolist() == [[False] * 6 + [True] * 2]
     assert torch.equal(wide[:, :6], shut[:, :6])
