@@ -107,7 +107,7 @@ def digits_to_codes(digits: Tensor, levels: tuple[int, ...]) -> Tensor:
 class Fusion(nn.Module):
     """The one place where channels are summed, in this order:
 
-    x_t = E_text[text_t] + sum_k E_k[codes_{t-1}^k] + w * user_t + v * heard_t + recalled_t
+    x_t = E_text[text_t] + sum_k E_k[codes_{t-1}^k] + w * user_t + v * heard_t
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -117,16 +117,12 @@ class Fusion(nn.Module):
         self.user_weight = nn.Parameter(torch.tensor(config.user_weight))
         self.heard_weight = nn.Parameter(torch.tensor(config.heard_weight)) if config.heard_channel else None
 
-    def forward(
-        self, user: Tensor | None, heard: Tensor | None, text: Tensor, previous_codes: Tensor, recalled: Tensor | None = None
-    ) -> Tensor:
-        """user, heard and recalled [B, T, D] (None: no such channel), text [B, T], previous_codes [B, T, K] -> [B, T, D]."""
+    def forward(self, user: Tensor | None, heard: Tensor | None, text: Tensor, previous_codes: Tensor) -> Tensor:
+        """user and heard [B, T, D] (None: no such channel), text [B, T], previous_codes [B, T, K] -> [B, T, D]."""
         x = self.text(text) + self.codes(previous_codes)
         if user is not None:
             x = x + self.user_weight * user
-        if heard is not None:
-            x = x + self.heard_weight * heard
-        return x if recalled is None else x + recalled
+        return x if heard is None else x + self.heard_weight * heard
 
 
 class Heads(nn.Module):

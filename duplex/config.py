@@ -157,7 +157,6 @@ class ModelConfig:
         code_table: Add a free embedding per code to the sum of its levels' embeddings.
         char_embedding: Add the embeddings of a token's characters to its own.
         heard_channel: Let the backbone also read which words the encoder recognizes, as the vectors of the text head that would say them.
-        recall_channel: Let it also read what was heard after the word it wrote last, and before the word it hears (`duplex.recall`).
         presence_head: Also tell from the encoder's output whether a frame holds speech (`duplex.model.Presence`).
         user_weight, heard_weight: Starting values of the learned weights of what is heard, as sound and as words.
         silence_codes: The codec's own silence, K codes; the code channel before the first frame.
@@ -171,7 +170,6 @@ class ModelConfig:
     code_table: bool = True
     char_embedding: bool = True
     heard_channel: bool = True
-    recall_channel: bool = False
     presence_head: bool = False
     user_weight: float = 1.0
     heard_weight: float = 1.0

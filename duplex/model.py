@@ -17,7 +17,6 @@ from duplex.config import CacheAwareConfig, EncoderConfig, FastConformerConfig, 
 from duplex.encoder import Encoder, EncoderState
 from duplex.fastconformer import CausalFastConformer
 from duplex.knobs import KnobState, init_knobs, note_written, turn_knobs
-from duplex.recall import Recall, Recalled, RecallState, init_recall
 from duplex.sampling import Sampling, sample_codes, sample_text
 from duplex.vocab import Vocab
 from duplex.whisper import CausalWhisper
@@ -41,7 +40,6 @@ class ModelState:
     codes: Tensor  # [B, K] codes of the last frame
     silence: Tensor  # [B, K] codes of silence
     knobs: KnobState
-    recall: RecallState
 
     def reset(self, rows: Tensor) -> None:
         """Start rows afresh; `rows` is a boolean mask [B]. Other rows keep every bit."""
@@ -50,7 +48,6 @@ class ModelState:
         self.text.masked_fill_(rows, Vocab.sil)
         self.codes.copy_(torch.where(rows[:, None], self.silence, self.codes))
         self.knobs.reset(rows)
-        self.recall.reset(rows)
 
 
 @dataclass(frozen=True)
@@ -124,15 +121,8 @@ class DuplexModel(nn.Module):
         self.fusion = Fusion(config)
         self.backbone = Backbone(config.backbone)
         self.heads = Heads(config)
-        self.recall = Recall(config.backbone.width, config.vocab_size) if config.heard_channel and config.recall_channel else None
         self.presence = _undecided(config.encoder.width) if config.presence_head else None
         self.register_buffer("silence_codes", torch.tensor(config.silence_codes), persistent=False)
-
-    def set_spelling(self, char_ids: Tensor) -> None:
-        """Store how tokens are spelled, [V, MAX_CHARS] from `Vocab.char_ids`, where a part wants to know."""
-        self.fusion.text.set_spelling(char_ids)
-        if self.recall is not None:
-            self.recall.set_spelling(char_ids)
 
     @property
     def look_ahead_frames(self) -> int:
@@ -158,7 +148,6 @@ class DuplexModel(nn.Module):
             self.silence_codes.repeat(batch, 1),
             self.silence_codes.repeat(batch, 1),
             init_knobs(batch, device),
-            init_recall(batch, device),
         )
 
     def forward(
@@ -175,34 +164,15 @@ class DuplexModel(nn.Module):
         """
         if audio is not None:
             encoded = self.encoder(audio)
-        heard = self._hear(encoded, heard)
-        recalled = self._recall(heard, text, init_recall(len(text), text.device))
-        hidden = self.backbone(self.fuse(encoded, text, codes, heard, recalled))
-        return TrainOutput(self._logits(hidden, recalled), hidden, encoded)
+        hidden = self.backbone(self.fuse(encoded, text, codes, heard))
+        return TrainOutput(Logits(self.heads.text_logits(hidden), self.heads.level_logits(hidden)), hidden, encoded)
 
-    def fuse(
-        self, encoded: Tensor | None, text: Tensor, codes: Tensor, heard: Tensor | None = None, recalled: Recalled | None = None
-    ) -> Tensor:
-        """What the backbone reads, [B, T, D]; the arguments are those of `forward`, and what `recall` found for them."""
+    def fuse(self, encoded: Tensor | None, text: Tensor, codes: Tensor, heard: Tensor | None = None) -> Tensor:
+        """What the backbone reads, [B, T, D]; the arguments are those of `forward`."""
         user = None if encoded is None else self.adapter(encoded)
-        heard = self._hear(encoded, heard)
-        pointed = None if recalled is None else self.recall(recalled, self.heads.text.weight)  # type: ignore[misc]
-        return self.fusion(user, None if heard is None else self.heads.vectors_of(heard), text, codes, pointed)
-
-    def _hear(self, encoded: Tensor | None, heard: Tensor | None) -> Tensor | None:
-        """Likelihoods [B, T, V] of words that have just been said: those given, or what the recognizer makes of the encoder's output."""
-        if heard is not None or encoded is None or self.recognizer is None:
-            return heard
-        return self.recognizer(encoded).float().softmax(-1).to(encoded.dtype)
-
-    def _recall(self, heard: Tensor | None, text: Tensor, state: RecallState) -> Recalled | None:
-        return None if heard is None or self.recall is None else self.recall.find(heard, text, state)
-
-    def _logits(self, hidden: Tensor, recalled: Recalled | None) -> Logits:
-        text = self.heads.text_logits(hidden)
-        if recalled is not None:
-            text = self.recall.write(text, hidden, recalled)  # type: ignore[union-attr]
-        return Logits(text, self.heads.level_logits(hidden))
+        if heard is None and encoded is not None and self.recognizer is not None:
+            heard = self.recognizer(encoded).float().softmax(-1).to(encoded.dtype)
+        return self.fusion(user, None if heard is None else self.heads.vectors_of(heard), text, codes)
 
     @torch.inference_mode()
     def step(
@@ -222,22 +192,21 @@ class DuplexModel(nn.Module):
         [B, V] replaces what the recognizer makes of the frame.
         """
         encoded = self.encoder.step(audio, state.encoder)
-        text = state.text[:, None]
-        words = self._hear(encoded, None if heard is None else heard[:, None])
-        recalled = self._recall(words, text, state.recall)
-        hidden = self.backbone.step(self.fuse(encoded, text, state.codes[:, None], words, recalled), state.backbone)
-        logits = self._logits(hidden, recalled)
+        hidden = self.backbone.step(
+            self.fuse(encoded, state.text[:, None], state.codes[:, None], None if heard is None else heard[:, None]), state.backbone
+        )
+        logits = Logits(self.heads.text_logits(hidden), self.heads.level_logits(hidden))
         of_text, of_codes = (None, None) if uniforms is None else (uniforms[:, 0], uniforms[:, 1:].unflatten(1, self._code_draws))
         likely = logits.text[:, 0].float()
         if sampling.has_knobs:
             likely = turn_knobs(likely, audio, state.knobs, sampling.eagerness, sampling.yielding)
-        written = sample_text(likely, sampling, generator, of_text) if forced_text is None else forced_text
+        text = sample_text(likely, sampling, generator, of_text) if forced_text is None else forced_text
         codes = forced_codes
         if codes is None:
             codes = sample_codes(logits.levels[:, 0].float(), self.config.levels, sampling, generator, of_codes)
         if sampling.has_knobs:
-            note_written(written, state.knobs)
-        state.text.copy_(written)
+            note_written(text, state.knobs)
+        state.text.copy_(text)
         state.codes.copy_(codes)
         presence = None if self.presence is None else self.presence(encoded[:, 0]).float().softmax(-1)
-        return StepOutput(written, codes, logits, presence)
+        return StepOutput(text, codes, logits, presence)

@@ -122,11 +122,6 @@ class Vocab:
         return table
 
     @staticmethod
-    def mark_chars() -> tuple[int, ...]:
-        """Character ids of punctuation."""
-        return tuple(_CHARS.index(mark) + 1 for mark in MARKS)
-
-    @staticmethod
     def num_chars() -> int:
         """Distinct character ids, the empty one included."""
         return len(_CHARS) + 1

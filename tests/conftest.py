@@ -32,7 +32,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = DuplexModel(ModelConfig(encoder, backbone, vocab.size, levels=LEVELS, user_weight=4.0, presence_head=True))
-        model.set_spelling(vocab.char_ids())
+        model.fusion.text.set_spelling(vocab.char_ids())
         with torch.no_grad():  # so that its text moves on, and turns begin and end
             model.fusion.text.token.weight *= 50
             model.heads.text.weight[: Vocab.eos + 1] *= 3

@@ -186,7 +186,7 @@ class DialogueStage(lightning.LightningModule):
         data.setup("fit")
         config = dataclasses.replace(self.config, vocab_size=data.vocab.size, silence_codes=tuple(int(c) for c in data.silence))
         self.model = DuplexModel(config)
-        self.model.set_spelling(data.vocab.char_ids())
+        self.model.fusion.text.set_spelling(data.vocab.char_ids())
         self.model.backbone.recomputes = self.recompute
         self.listener = nn.Linear(config.backbone.width, config.vocab_size)  # for training alone
         if self.init_language:
@@ -222,7 +222,7 @@ class DialogueStage(lightning.LightningModule):
         heard = [k for k in {*own, *weights} if k.startswith(ears)]
         if any(k not in own or k not in weights or own[k].shape != weights[k].shape for k in heard):
             weights = {k: v for k, v in weights.items() if k not in heard} | {k: own[k] for k in heard if k in own}
-        self.model.load_state_dict(with_optional(with_optional(weights, own, "presence."), own, "recall."))
+        self.model.load_state_dict(with_optional(weights, own, "presence."))
         listener = {} if Path(path).is_dir() else stage_weights(path, "listener.")
         if listener:
             self.listener.load_state_dict(listener)

@@ -27,7 +27,7 @@ def parts() -> tuple[DuplexModel, Vocab, Codec]:
     torch.manual_seed(0)
     vocab = Vocab.train(["two plus two is four"] * 3, 90)
     model = DuplexModel(dataclasses.replace(TINY, vocab_size=vocab.size))
-    model.set_spelling(vocab.char_ids())
+    model.fusion.text.set_spelling(vocab.char_ids())
     return model, vocab, Codec(TINY_CODEC)
 
 

@@ -332,15 +332,14 @@ def test_a_model_that_heard_through_another_encoder_keeps_all_but_its_ears(bank:
     assert not after["adapter.proj.weight"].any()
 
 
-def test_a_model_gains_parts_and_loses_them(bank: TinyBank, tmp_path: Path) -> None:
-    wider, source = dataclasses.replace(bank.model, presence_head=True, recall_channel=True), None
+def test_a_model_gains_a_head_for_presence_and_loses_it(bank: TinyBank, tmp_path: Path) -> None:
+    wider, source = dataclasses.replace(bank.model, presence_head=True), None
     for i, config in enumerate((bank.model, wider, wider, bank.model)):
         stage = DialogueStage(1, config, learning_rate=1e-2 if i == 1 else 0.0, warmup_steps=1, init_model=source)
         fit(stage, conversations(bank, tmp_path, 1)).save_checkpoint(tmp_path / f"{i}.ckpt")
         source = str(tmp_path / f"{i}.ckpt")
-    for name in ("presence.weight", "recall.before.weight"):
-        heads = [stage_weights(str(tmp_path / f"{i}.ckpt"), "model.").get(name) for i in range(4)]
-        assert heads[0] is None and heads[3] is None and heads[1].any() and torch.equal(heads[1], heads[2])  # type: ignore[union-attr]
+    heads = [stage_weights(str(tmp_path / f"{i}.ckpt"), "model.").get("presence.weight") for i in range(4)]
+    assert heads[0] is None and heads[3] is None and heads[1].any() and torch.equal(heads[1], heads[2])  # type: ignore[union-attr]
 
 
 def test_the_model_takes_ears_and_words_from_the_encoder_stage(bank: TinyBank, tmp_path: Path) -> None:
