@@ -73,7 +73,8 @@ def test_in_process_passes_audio_and_converts_frames(pool, tmp_path, monkeypatch
     scenario = scenarios.build("answers", pool, 1, 1)[0]
     seen = {}
 
-    def respond(speaker, audios, seed, sampling, microphones):
+    def respond(speaker, audios, seed, sampling, microphones, heard):
+        assert heard is None
         seen.update(speaker=speaker, audio=audios[0], seed=seed, sampling=sampling, microphones=microphones)
         return [SimpleNamespace(audio=np.ones(2400, np.float32), text_events=[(25, " Hello")])]
 

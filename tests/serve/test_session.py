@@ -89,7 +89,7 @@ def test_speaking_spans_bos_to_eos(speaker: Speaker, monkeypatch: pytest.MonkeyP
     step = type(speaker.model).step
     tokens = iter(script)
 
-    def scripted(self, audio, state, sampling, uniforms):
+    def scripted(self, audio, state, sampling, uniforms, heard):
         return step(self, audio, state, sampling, forced_text=audio.new_full((1,), next(tokens)).long())
 
     monkeypatch.setattr(type(speaker.model), "step", scripted)
