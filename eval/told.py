@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from duplex.errors import UserError
 from duplex.sampling import Sampling
 from duplex.vocab import Vocab
 from eval.draft import Scenario
-from eval.systems import InProcess
+from eval.systems import InProcess, Reply
 from train.bank import USER_HZ, Utterance
 from train.layout import lay_heard
 from train.reading import recognized
@@ -32,6 +32,10 @@ class Told(InProcess):
             raise UserError(
                 f"{checkpoint} has no channel of heard words (`heard_channel`), so it cannot be told them; measure it without told:"
             )
+
+    def endure(self, scenario: Scenario, progress: Callable[[float], None] = lambda seconds: None) -> Reply:
+        """Refused: a live session hears for itself."""
+        raise UserError(f"{self.name} cannot be measured on long, which runs a live session; give the checkpoint without told:")
 
     def _heard(self, scenarios: Sequence[Scenario]) -> Tensor:
         vocab, clock = self._speaker.vocab, self._speaker.clock

@@ -78,7 +78,7 @@ class Cast:
         for question in usable:
             self.by_skill.setdefault(question.skill, []).append(question)
         self.crowd = [q for pool in self.by_skill.values() for q in pool]
-        self.aside_beginnings = beginnings([q.text for q in self.by_skill.get("backchannel", [])] + world.skills()["fillers"])
+        self.aside_beginnings = beginnings([q.text for q in self.by_skill.get("backchannel", [])])
         self.listening = [answers[text] for text in world.skills()["listening"] if text in answers]
         self.stops = [q for q in self.by_skill.get("talk", []) if q.value == "stop"]
         by_name = {**world.SKILL_WEIGHTS, **(skill_weights or {})}
@@ -233,8 +233,8 @@ def _answer(cast: Cast, question: Utterance, memory: _Memory) -> Utterance | Non
 
 
 def beginnings(texts: list[str]) -> set[tuple[str, ...]]:
-    """Every beginning of these texts, whole ones too, as bare words."""
-    spoken = {tuple(_bare(w) for w in text.split()) for text in texts}
+    """Every beginning of these texts and of the fillers, whole ones too, as bare words."""
+    spoken = {tuple(_bare(w) for w in text.split()) for text in (*texts, *world.skills()["fillers"])}
     return {words[:i] for words in spoken for i in range(1, len(words) + 1)}
 
 

@@ -86,7 +86,7 @@ class WrittenCast(Cast):
         if not open_questions:
             by_name.pop(SKILL, None)
         self.skills, self.weights = list(by_name), list(by_name.values())
-        self.aside_beginnings = beginnings(world.phrasings("backchannel", "train") + world.skills()["fillers"])
+        self.aside_beginnings = beginnings(world.phrasings("backchannel", "train"))
         stops = world.fixed_questions(world.skills()["talk"]["stop"]["ask"], "train")
         answer = world.skills()["talk"]["stop"]["answer"]
         self.listening: list[Utterance] = []  # they need no words of the user's

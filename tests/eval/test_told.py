@@ -68,9 +68,11 @@ def test_noise_in_place_of_a_voice_says_no_words(pool: list[Utterance]) -> None:
     assert all(not s.words for s in scenarios.build("listening", pool, 2, 1)) and scenarios.build("answers", pool, 1, 1)[0].words
 
 
-def test_what_cannot_be_told_says_so(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_told_says_so(told: Told, pool: list[Utterance], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="has no --eagerness, --yielding or --int4"):
         systems.load_system(f"told:{tiny_checkpoint}", int4=True)
+    with pytest.raises(UserError, match="cannot be measured on long"):
+        told.endure(scenarios.build("answers", pool, 1, 1)[0])
     from eval import told as module
 
     monkeypatch.setattr(module.InProcess, "__init__", lambda self, *_: self.__dict__.update(_speaker=_Deaf))
