@@ -21,6 +21,10 @@ from duplex.errors import UserError
 from train.sources import read_checkpoint
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LOADER_KILLED = (
+    "a process that makes batches was killed, perhaps for want of memory; "
+    "set data.num_workers lower, and go on with --ckpt_path and the last .ckpt"
+)
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -113,6 +117,8 @@ def main(argv: list[str] | None = None) -> None:
             seed_everything_default=1,
         )
     except OSError as error:
+        if isinstance(error, ConnectionResetError):  # it died while it sent a batch
+            raise UserError(_LOADER_KILLED) from error
         if error.errno not in _FULL:
             raise
         raise UserError(
@@ -122,10 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker (pid"):
             raise
-        raise UserError(
-            "a process that makes batches was killed, perhaps for want of memory; "
-            "set data.num_workers lower, and go on with --ckpt_path and the last .ckpt"
-        ) from error
+        raise UserError(_LOADER_KILLED) from error
 
 
 if __name__ == "__main__":
