@@ -95,6 +95,8 @@ class Conversations(lightning.LightningDataModule):
         lead_frames: Frames by which text leads its sound.
         lead_jitter: Speak rows draw their lead from lead_frames - lead_jitter .. lead_frames + lead_jitter.
         composer, augment: The conversations.
+        read_composer: The read rows, where they are to differ from the conversations: repeating is learned from many more words than
+            a bank can say.
         seed: Seed of every draw.
         num_workers: Processes that make batches, see `train.loader.StepLoader`.
     """
@@ -120,6 +122,7 @@ class Conversations(lightning.LightningDataModule):
         lead_jitter: int = 0,
         composer: ComposerConfig = ComposerConfig(),  # noqa: B008 - frozen
         augment: AugmentConfig = AugmentConfig(),  # noqa: B008 - frozen
+        read_composer: ComposerConfig | None = None,
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
@@ -134,6 +137,7 @@ class Conversations(lightning.LightningDataModule):
         self.vocab_size, self.lead_frames, self.lead_jitter = vocab_size, lead_frames, lead_jitter
         self.by_word = alignment == "word"
         self.composer, self.augment = composer, augment
+        self.read_composer = read_composer or composer
         self.cast: Cast | None = None
 
     def setup(self, stage: str) -> None:
@@ -157,7 +161,7 @@ class Conversations(lightning.LightningDataModule):
         answers = {u.text: u for part in self.answer_parts for u in agent[part]}
         if self.read_rows:
             asked = read_answers(self.open_questions, "train") if self.open_questions else []
-            self.readers = WrittenCast(self.vocab, repeat_phrases("train"), len(self.silence), self.composer.skill_weights, asked)
+            self.readers = WrittenCast(self.vocab, repeat_phrases("train"), len(self.silence), self.read_composer.skill_weights, asked)
         self.cast = Cast([u for part in self.user_parts for u in read_part(self.bank / part)], answers, self.composer.skill_weights)
 
     def _check_rows(self) -> None:
@@ -222,7 +226,7 @@ class Conversations(lightning.LightningDataModule):
             held = [lay_presence(timeline, heard.numpy()) for timeline, heard in zip(timelines, audio, strict=True)]
             batch.presence = torch.from_numpy(np.stack(held))
         if self.read_rows:
-            written = [self.readers.conversation(self.composer, rng) for _ in range(self.read_rows)]
+            written = [self.readers.conversation(self.read_composer, rng) for _ in range(self.read_rows)]
             batch.read = self._collate(written, [False] * self.read_rows, [], rng)
         return batch
 
