@@ -23,7 +23,7 @@ from train.bank import Utterance, read_part, writing
 from train.composer import Cast, ComposerConfig, compose, render_user
 from train.conversation import check_conversation, draw_window
 from train.corpus import repeat_phrases
-from train.layout import lay_channels, lay_heard, lay_presence, token_frames
+from train.layout import lay_channels, lay_heard, lay_presence, shift_tokens, token_frames
 from train.loader import StepLoader
 from train.open_questions import read_answers
 from train.reading import WrittenCast
@@ -93,6 +93,7 @@ class Conversations(lightning.LightningDataModule):
         vocab_size: Size of a tokenizer that has to be made.
         alignment: `word` puts text where its words sound, `turn` one token a frame from the turn's start (the paper's).
         lead_frames: Frames by which text leads its sound.
+        token_jitter: Share of the tokens that stand a frame before or after their word, see `train.layout.shift_tokens`.
         lead_jitter: Speak rows draw their lead from lead_frames - lead_jitter .. lead_frames + lead_jitter.
         composer, augment: The conversations.
         read_composer: The read rows, where they are to differ from the conversations: repeating is learned from many more words than
@@ -120,6 +121,7 @@ class Conversations(lightning.LightningDataModule):
         alignment: Literal["word", "turn"] = "word",
         lead_frames: int = 2,
         lead_jitter: int = 0,
+        token_jitter: float = 0.0,
         composer: ComposerConfig = ComposerConfig(),  # noqa: B008 - frozen
         augment: AugmentConfig = AugmentConfig(),  # noqa: B008 - frozen
         read_composer: ComposerConfig | None = None,
@@ -134,7 +136,7 @@ class Conversations(lightning.LightningDataModule):
         self.num_steps, self.batch_size, self.speak_fraction, self.seed = num_steps, batch_size, speak_fraction, seed
         self.read_rows = read_rows
         self.open_questions = open_questions
-        self.vocab_size, self.lead_frames, self.lead_jitter = vocab_size, lead_frames, lead_jitter
+        self.vocab_size, self.lead_frames, self.lead_jitter, self.token_jitter = vocab_size, lead_frames, lead_jitter, token_jitter
         self.by_word = alignment == "word"
         self.composer, self.augment = composer, augment
         self.read_composer = read_composer or composer
@@ -244,6 +246,9 @@ class Conversations(lightning.LightningDataModule):
         for timeline, speak in zip(timelines, scripted, strict=True):
             lead = self.lead_frames + (int(rng.integers(-self.lead_jitter, self.lead_jitter + 1)) if speak else 0)
             tokens = {t.utterance.id: self.tokens.get(t.utterance.id) or self._token_frames(t.utterance) for t in timeline.agent}
+            if self.token_jitter:
+                frames = {t.utterance.id: len(t.utterance.codes) for t in timeline.agent}  # type: ignore[arg-type]
+                tokens = {id: shift_tokens(placed, frames[id], self.token_jitter, rng) for id, placed in tokens.items()}
             rows.append(lay_channels(timeline, tokens, self.silence, lead))
         transcripts = [ctc_encode(" ".join(turn.utterance.text for turn in timeline.user)) for timeline in timelines] if audio else []
         return ConversationBatch(

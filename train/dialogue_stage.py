@@ -30,6 +30,7 @@ from train.reading import recognized
 from train.schedule import warmup_cosine, warmup_inverse_sqrt
 from train.sharding import shard, unsharded
 from train.sources import read_checkpoint, read_tensors, with_optional
+from train.tied import tie_words, untie
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ class DialogueStage(lightning.LightningModule):
         recompute: Trade time for memory, see `duplex.backbone.Backbone`.
         compile_backbone: Compile the backbone (`torch.compile`); needs a C++ compiler on a CPU, Triton on a GPU.
         lora: Adapters to train in place of the backbone.
+        tie_words: Let what is written share a map of the vectors by which it is heard, see `train.tied`.
         user_weight: Keep the weight of the user's channel at this value, the adapter scaled to give the same sum. None learns it.
         code_vectors: Start the vectors of codes anew, at zero (the paper's) or at random; None has those of what it starts from, which are
             zero where that is a language model.
@@ -162,6 +164,7 @@ class DialogueStage(lightning.LightningModule):
         recompute: bool = False,
         compile_backbone: bool = False,
         lora: LoraSettings = LoraSettings(),  # noqa: B008 - frozen
+        tie_words: bool = False,
         user_weight: float | None = None,
         code_vectors: Literal["zero", "normal"] | None = None,
         init_language: str | None = None,
@@ -173,7 +176,7 @@ class DialogueStage(lightning.LightningModule):
         self.learning_rate, self.encoder_learning_rate, self.warmup_steps = learning_rate, encoder_learning_rate, warmup_steps
         self.schedule, self.recompute, self.compile_backbone, self.lora = schedule, recompute, compile_backbone, lora
         self.freeze_encoder_steps, self.corruption = freeze_encoder_steps, corruption
-        self.user_weight, self.code_vectors = user_weight, code_vectors
+        self.tie_words, self.user_weight, self.code_vectors = tie_words, user_weight, code_vectors
         self.init_language, self.init_encoder, self.init_model = init_language, init_encoder, init_model
         self.model: DuplexModel | None = None
         self.listener: nn.Linear | None = None
@@ -203,6 +206,8 @@ class DialogueStage(lightning.LightningModule):
             self.model.fusion.codes.start_anew(self.code_vectors)
         if self.user_weight is not None:
             self._fix_user_weight(self.user_weight)
+        if self.tie_words:
+            tie_words(self.model.fusion.text.token, self.model.heads.text)
         if self.lora.rank:
             add_adapters(self.model.backbone, self.lora)
         if self.freeze_encoder_steps is None:
@@ -299,7 +304,7 @@ class DialogueStage(lightning.LightningModule):
 
 
 def stage_weights(path: str, prefix: str) -> dict[str, Tensor]:
-    """Weights to start from, adapters merged.
+    """Weights to start from, adapters merged and words untied.
 
     Args:
         path: A Lightning checkpoint, or a checkpoint folder that `duplex export` wrote.
@@ -312,7 +317,7 @@ def stage_weights(path: str, prefix: str) -> dict[str, Tensor]:
         tensors = read_tensors(Path(path) / "model.safetensors")
         return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     saved = read_checkpoint(path)
-    weights = unsharded({k.removeprefix(prefix): v for k, v in saved["state_dict"].items() if k.startswith(prefix)})
+    weights = untie(unsharded({k.removeprefix(prefix): v for k, v in saved["state_dict"].items() if k.startswith(prefix)}))
     return merge_adapters(weights, saved["lora_scale"]) if "lora_scale" in saved else weights
 
 

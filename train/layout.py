@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.random import Generator
 
 from duplex.errors import UserError
 from duplex.model import Presence
@@ -66,6 +67,20 @@ def token_frames(utterance: Utterance, vocab: Vocab, by_word: bool = True) -> li
     if placed and placed[0][0] < 0:
         raise UserError(f"the text {utterance.text!r} has {len(placed)} tokens, too many for its {len(utterance.codes)} frames of speech")
     return placed
+
+
+def shift_tokens(placed: list[tuple[int, int]], num_frames: int, share: float, rng: Generator) -> list[tuple[int, int]]:
+    """Move a share of the tokens of `token_frames` a frame earlier or later, in their order and within the speech's frames.
+
+    Who writes freely is now and then a frame early or late; who has only ever read words at their very moment then writes one twice, or
+    leaves one out.
+    """
+    frames = [frame + int(rng.choice((-1, 1))) * (rng.random() < share) for frame, _ in placed]
+    for i in range(len(frames)):
+        frames[i] = max(frames[i], frames[i - 1] + 1 if i else 0)
+    for i in reversed(range(len(frames))):
+        frames[i] = min(frames[i], num_frames - len(frames) + i)
+    return [(frame, token) for frame, (_, token) in zip(frames, placed, strict=True)]
 
 
 def lay_channels(

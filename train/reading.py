@@ -6,6 +6,7 @@ alone: the user's words stand in the channel of heard words as a recognizer woul
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -118,16 +119,23 @@ class WrittenCast(Cast):
         return written_question(exchange, self.vocab, self.pace)
 
 
+@functools.lru_cache(maxsize=1)
+def _distinct_words(phrases: Sequence[str]) -> list[str]:
+    """Each word once, so that rare ones come as often as others, and in small letters: a word alone has no capital to be heard."""
+    words = {word for phrase in phrases for word in phrase.replace(",", "").split()}
+    return sorted({word if word == "I" or word.startswith("I'") else word.lower() for word in words})
+
+
 def any_words(rng: random.Random, phrases: Sequence[str]) -> str:
-    """A phrase, or as often one or three to five words of several, which no sense joins: what repeats them must copy.
+    """A phrase, or as often one or three to five of the phrases' words, which no sense joins: what repeats them must copy.
 
     They never occur together in another split; two might well be somebody's phrase.
     """
     if rng.random() < 0.5:
         return rng.choice(phrases)
-    count = rng.choice([1, 3, 4, 5])
+    known = _distinct_words(phrases)
     while True:
-        words = [rng.choice(rng.choice(phrases).replace(",", "").split()) for _ in range(count)]
+        words = rng.sample(known, min(rng.choice([1, 3, 4, 5]), len(known)))
         if world.combination_split(words) == "train":
             return " ".join(words)
 

@@ -11,7 +11,7 @@ from duplex.errors import UserError
 from duplex.model import Presence
 from duplex.vocab import Vocab
 from train.bank import Utterance, Word
-from train.layout import NOISE_RMS, lay_channels, lay_heard, lay_presence, token_frames
+from train.layout import NOISE_RMS, lay_channels, lay_heard, lay_presence, shift_tokens, token_frames
 from train.timeline import AgentTurn, Timeline, UserTurn
 
 SIL, BOS, EOS = Vocab.sil, Vocab.bos, Vocab.eos
@@ -71,6 +71,21 @@ def test_without_word_times_tokens_follow_each_other() -> None:
 def test_text_that_does_not_fit_is_refused() -> None:
     with pytest.raises(UserError, match="'it is four' has 4 tokens, too many for its 3 frames"):
         token_frames(utterance("it is four", [(0, 10), (10, 20), (20, 30)], 3), VOCAB)
+
+
+def test_shifted_tokens_keep_their_order_and_stay_in_their_speech() -> None:
+    placed = [(0, 7), (1, 8), (4, 9), (9, 10)]
+    rng = np.random.default_rng(0)
+    assert shift_tokens(placed, 10, 0.0, rng) == placed and shift_tokens([], 0, 1.0, rng) == []
+    seen = set()
+    for _ in range(400):
+        shifted = shift_tokens(placed, 10, 0.5, rng)
+        frames = [frame for frame, _ in shifted]
+        assert [token for _, token in shifted] == [7, 8, 9, 10] and all(a < b for a, b in zip(frames, frames[1:], strict=False))
+        assert frames[0] >= 0 and frames[-1] <= 9
+        seen.add(frames[2])
+    assert seen == {3, 4, 5}
+    assert shift_tokens([(0, 7), (1, 8)], 2, 1.0, rng) == [(0, 7), (1, 8)]  # no room to move
 
 
 def test_a_whole_turn() -> None:
