@@ -34,6 +34,8 @@ class ComposerConfig:
     Attributes:
         num_frames: Length of a timeline.
         gap_frames: Response gap, user's end to the agent's first code, frames, ends included.
+        late_probability, late_frames: That the gap is drawn from `late_frames` instead. Who always begins at one moment never begins once
+            it has let that moment pass.
         pause_probability, pause_s: A pause inside a user's turn, where the sentence is unfinished.
         interruption_probability, long_interruption_probability: The user comes in during an answer; the latter for long answers.
         stop_frames: How long the agent goes on after an interruption begins, ends included.
@@ -52,6 +54,8 @@ class ComposerConfig:
 
     num_frames: int = 300
     gap_frames: tuple[int, int] = (4, 5)
+    late_probability: float = 0.0
+    late_frames: tuple[int, int] = (6, 12)
     pause_probability: float = 0.25
     pause_s: tuple[float, float] = (0.3, 1.5)
     interruption_probability: float = 0.25
@@ -178,7 +182,9 @@ def compose(cast: Cast, config: ComposerConfig, augment: AugmentConfig, rng: Gen
         if answer is None:
             continue
         turn = _user_turn(question, start, kind, config, augment, rng)
-        begin = turn.end_frame + int(rng.integers(config.gap_frames[0], config.gap_frames[1] + 1))
+        late = config.late_probability > 0 and rng.random() < config.late_probability
+        gap = config.late_frames if late else config.gap_frames
+        begin = turn.end_frame + int(rng.integers(gap[0], gap[1] + 1))
         if begin + 6 > config.num_frames:
             break
         if question.skill in ("name_tell", "like_tell"):

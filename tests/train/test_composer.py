@@ -85,6 +85,13 @@ def test_every_turn_is_answered_after_it_has_ended(timelines: list[Timeline]) ->
     assert gaps == {4, 5}
 
 
+def test_some_answers_come_late(cast: Cast) -> None:
+    config = dataclasses.replace(CONFIG, late_probability=0.3, late_frames=(7, 9))
+    made = [compose(cast, config, PLAIN, np.random.default_rng(seed)) for seed in SEEDS]
+    gaps = [a.start_frame - t.user[a.answers].end_frame for t in made for a in t.agent]
+    assert set(gaps) == {4, 5, 7, 8, 9} and 0.2 < sum(gap > 5 for gap in gaps) / len(gaps) < 0.4
+
+
 def test_nobody_overlaps_himself(timelines: list[Timeline]) -> None:
     for timeline in timelines:
         assert all(a.end_sample <= b.start_sample for a, b in zip(timeline.user, timeline.user[1:], strict=False))
