@@ -171,8 +171,13 @@ class DuplexModel(nn.Module):
         """What the backbone reads, [B, T, D]; the arguments are those of `forward`."""
         user = None if encoded is None else self.adapter(encoded)
         if heard is None and encoded is not None and self.recognizer is not None:
-            heard = self.recognizer(encoded).float().softmax(-1).to(encoded.dtype)
+            heard = self.recognize(encoded)
         return self.fusion(user, None if heard is None else self.heads.vectors_of(heard), text, codes)
+
+    def recognize(self, encoded: Tensor) -> Tensor:
+        """How likely each word has just been said, [B, T, D_enc] -> [B, T, V]; for a model with a channel of heard words."""
+        assert self.recognizer is not None
+        return self.recognizer(encoded).float().softmax(-1).to(encoded.dtype)
 
     @torch.inference_mode()
     def step(

@@ -23,6 +23,7 @@ from train.bank import Utterance, read_part, writing
 from train.composer import Cast, ComposerConfig, compose, render_user
 from train.conversation import check_conversation, draw_window
 from train.corpus import repeat_phrases
+from train.dubbing import DubbedCast
 from train.layout import lay_channels, lay_heard, lay_presence, shift_tokens, token_frames
 from train.loader import StepLoader
 from train.open_questions import read_answers
@@ -46,6 +47,7 @@ class ConversationBatch:
         heard: [B, T] the user's words as tokens, from the frame after each word's end; -100 is unknown.
         presence: [B, T] what each frame of the user holds, see `train.layout.lay_presence`; None without audio.
         targets, target_lens: Transcripts of the user as CTC ids, in a row, and their lengths [B].
+        told: [B] rows whose words are told, whatever sounds (`train.dubbing`); None where there are no such rows.
         read: Further rows, of words without sound (`train.reading`): `audio` is None, `codes` is -1 where the agent speaks.
     """
 
@@ -58,6 +60,7 @@ class ConversationBatch:
     targets: Tensor
     target_lens: Tensor
     presence: Tensor | None = None
+    told: Tensor | None = None
     read: ConversationBatch | None = None
 
 
@@ -88,6 +91,8 @@ class Conversations(lightning.LightningDataModule):
         recorded_parts: Parts of recorded conversations, see `train.conversation_bank`.
         recorded_fraction: Share of rows, speak rows apart, that are stretches of recorded conversations.
         speak_fraction: Share of speak rows; 1 leaves the user's channel out.
+        dubbed_fraction: Share of the composed conversations in which other words are to be repeated than those that sound, see
+            `train.dubbing`; for a model with a channel of heard words.
         read_rows: Rows of words without sound in every batch, besides `batch_size`.
         open_questions: File of `duplex ask` whose questions read rows may ask, as often as the composer's `skill_weights` say for `open`.
         vocab_size: Size of a tokenizer that has to be made.
@@ -115,6 +120,7 @@ class Conversations(lightning.LightningDataModule):
         recorded_fraction: float = 0.5,
         batch_size: int = 8,
         speak_fraction: float = 0.125,
+        dubbed_fraction: float = 0.0,
         read_rows: int = 0,
         open_questions: str | None = None,
         vocab_size: int = 1000,
@@ -134,7 +140,7 @@ class Conversations(lightning.LightningDataModule):
         self.user_parts, self.answer_parts, self.speak_parts = user_parts or [], answer_parts, speak_parts
         self.recorded_parts, self.recorded_fraction = recorded_parts or [], recorded_fraction
         self.num_steps, self.batch_size, self.speak_fraction, self.seed = num_steps, batch_size, speak_fraction, seed
-        self.read_rows = read_rows
+        self.dubbed_fraction, self.read_rows = dubbed_fraction, read_rows
         self.open_questions = open_questions
         self.vocab_size, self.lead_frames, self.lead_jitter, self.token_jitter = vocab_size, lead_frames, lead_jitter, token_jitter
         self.by_word = alignment == "word"
@@ -165,6 +171,8 @@ class Conversations(lightning.LightningDataModule):
             asked = read_answers(self.open_questions, "train") if self.open_questions else []
             self.readers = WrittenCast(self.vocab, repeat_phrases("train"), len(self.silence), self.read_composer.skill_weights, asked)
         self.cast = Cast([u for part in self.user_parts for u in read_part(self.bank / part)], answers, self.composer.skill_weights)
+        if self.dubbed_fraction:
+            self.dubbed = DubbedCast(self.cast, self.vocab, repeat_phrases("train"), len(self.silence), self.composer.skill_weights)
 
     def _check_rows(self) -> None:
         """Raises UserError where rows would be drawn from nothing, or recorded ones cannot be trained on."""
@@ -217,13 +225,16 @@ class Conversations(lightning.LightningDataModule):
         """The conversations of one step."""
         rng = np.random.default_rng((self.seed, step))
         alone = self.speak_fraction >= 1
-        timelines, scripted, audio = [], [], []
+        timelines, scripted, told, audio = [], [], [], []
         for _ in range(self.batch_size):
             scripted.append(alone or bool(rng.random() < self.speak_fraction))
-            timelines.append(self._timeline(scripted[-1], rng))
+            told.append(bool(self.dubbed_fraction) and not scripted[-1] and bool(rng.random() < self.dubbed_fraction))
+            timelines.append(compose(self.dubbed, self.composer, self.augment, rng) if told[-1] else self._timeline(scripted[-1], rng))
             if not alone:
                 audio.append(torch.from_numpy(render_user(timelines[-1], self.augment, rng, self.cast.crowd if self.cast else ())))
         batch = self._collate(timelines, scripted, audio, rng)
+        if any(told):
+            batch.told = torch.tensor(told)
         if audio:
             held = [lay_presence(timeline, heard.numpy()) for timeline, heard in zip(timelines, audio, strict=True)]
             batch.presence = torch.from_numpy(np.stack(held))

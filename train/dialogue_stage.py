@@ -293,6 +293,9 @@ class DialogueStage(lightning.LightningModule):
             heard = recognized(batch.heard, model.config.vocab_size, generator)
         with autocast(self.device):
             encoded = None if features is None else self._encode(features, random_first_frame(generator))
+            if encoded is not None and batch.told is not None and batch.told.any():
+                told = recognized(batch.heard, model.config.vocab_size, generator).to(encoded.dtype)
+                heard = torch.where(batch.told[:, None, None], told, model.recognize(encoded))
             output = model(batch.text[:, :-1], previous, encoded=encoded, heard=heard)
         return dialogue_losses(model, output, batch, self.loss_config, self.listener)
 

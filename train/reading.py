@@ -120,7 +120,7 @@ class WrittenCast(Cast):
 
 
 @functools.lru_cache(maxsize=1)
-def _distinct_words(phrases: Sequence[str]) -> list[str]:
+def distinct_words(phrases: Sequence[str]) -> list[str]:
     """Each word once, so that rare ones come as often as others, and in small letters: a word alone has no capital to be heard."""
     words = {word for phrase in phrases for word in phrase.replace(",", "").split()}
     return sorted({word if word == "I" or word.startswith("I'") else word.lower() for word in words})
@@ -133,7 +133,7 @@ def any_words(rng: random.Random, phrases: Sequence[str]) -> str:
     """
     if rng.random() < 0.5:
         return rng.choice(phrases)
-    known = _distinct_words(phrases)
+    known = distinct_words(phrases)
     while True:
         words = rng.sample(known, min(rng.choice([1, 3, 4, 5]), len(known)))
         if world.combination_split(words) == "train":
