@@ -92,7 +92,7 @@ class Conversations(lightning.LightningDataModule):
         recorded_fraction: Share of rows, speak rows apart, that are stretches of recorded conversations.
         speak_fraction: Share of speak rows; 1 leaves the user's channel out.
         dubbed_fraction: Share of the composed conversations in which other words are to be repeated than those that sound, see
-            `train.dubbing`; for a model with a channel of heard words.
+            `train.dubbing`; for a model with a channel of heard words. They ask what read rows ask, as often.
         read_rows: Rows of words without sound in every batch, besides `batch_size`.
         open_questions: File of `duplex ask` whose questions read rows may ask, as often as the composer's `skill_weights` say for `open`.
         vocab_size: Size of a tokenizer that has to be made.
@@ -172,7 +172,7 @@ class Conversations(lightning.LightningDataModule):
             self.readers = WrittenCast(self.vocab, repeat_phrases("train"), len(self.silence), self.read_composer.skill_weights, asked)
         self.cast = Cast([u for part in self.user_parts for u in read_part(self.bank / part)], answers, self.composer.skill_weights)
         if self.dubbed_fraction:
-            self.dubbed = DubbedCast(self.cast, self.vocab, repeat_phrases("train"), len(self.silence), self.composer.skill_weights)
+            self.dubbed = DubbedCast(self.cast, self.vocab, repeat_phrases("train"), len(self.silence), self.read_composer.skill_weights)
 
     def _check_rows(self) -> None:
         """Raises UserError where rows would be drawn from nothing, or recorded ones cannot be trained on."""
