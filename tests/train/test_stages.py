@@ -246,8 +246,8 @@ def test_batches_of_conversations(bank: TinyBank, tmp_path: Path) -> None:
     assert not batch.target_lens[batch.scripted].any() and batch.target_lens[~batch.scripted].all()
     assert (batch.text == Vocab.bos).any(1).all() and (batch.codes[~batch.speaking] == torch.from_numpy(data.silence)).all()
     again, other = data.batch(2), data.batch(3)
-    tensors = [f.name for f in dataclasses.fields(ConversationBatch) if f.name != "read"]
-    assert batch.read is None and all(torch.equal(getattr(batch, name), getattr(again, name)) for name in tensors)
+    tensors = [f.name for f in dataclasses.fields(ConversationBatch) if f.name not in ("told", "read")]
+    assert batch.told is None and batch.read is None and all(torch.equal(getattr(batch, name), getattr(again, name)) for name in tensors)
     assert not torch.equal(batch.text, other.text)
 
 
