@@ -188,6 +188,8 @@ class DialogueStage(lightning.LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         data.setup("fit")
         config = dataclasses.replace(self.config, vocab_size=data.vocab.size, silence_codes=tuple(int(c) for c in data.silence))
+        if getattr(data, "dubbed_fraction", 0.0) and not config.heard_channel:
+            raise UserError("dubbed_fraction needs a model with a channel of heard words; set model.heard_channel to true, or it to 0")
         self.model = DuplexModel(config)
         self.model.fusion.text.set_spelling(data.vocab.char_ids())
         self.model.backbone.recomputes = self.recompute

@@ -6,12 +6,14 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
+from duplex.errors import UserError
 from duplex.vocab import Vocab
 from tests.train.conftest import TinyBank
 from tests.train.test_composer import speech
-from tests.train.test_stages import conversations
+from tests.train.test_stages import conversations, fit
 from train import world
 from train.composer import Cast, ComposerConfig
 from train.dialogue_stage import DialogueStage, LossConfig
@@ -57,8 +59,6 @@ def test_a_dubbed_row_is_told_and_others_hear(bank: TinyBank, tmp_path: Path) ->
     assert (batch.codes[told][batch.speaking[told]] == -1).any() and (batch.codes[~told] >= 0).all()
     stage = DialogueStage(4, bank.model, freeze_encoder_steps=None, loss=LossConfig(ctc=0.0))
     stage.log_dict = lambda logs, **_: None  # type: ignore[method-assign,assignment]
-    from tests.train.test_stages import fit
-
     data.batch = lambda step: batch  # type: ignore[method-assign]
     fit(stage, data)
     assert stage.model is not None
@@ -71,3 +71,9 @@ def test_a_dubbed_row_is_told_and_others_hear(bank: TinyBank, tmp_path: Path) ->
     frames = batch.heard[told] > Vocab.eos
     assert float((words & frames).sum() / frames.sum()) > 0.7
     assert stage._losses(dataclasses.replace(batch, told=None), torch.Generator().manual_seed(0)).total.isfinite() and seen[1] is None
+
+
+def test_a_model_that_cannot_be_told_is_refused(bank: TinyBank, tmp_path: Path) -> None:
+    deaf = dataclasses.replace(bank.model, heard_channel=False)
+    with pytest.raises(UserError, match="dubbed_fraction needs a model with a channel of heard words"):
+        fit(DialogueStage(1, deaf), conversations(bank, tmp_path, 1, dubbed_fraction=0.5))
