@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -60,7 +61,12 @@ class StepLoader:
     def _from_workers(self, numbers: range) -> Iterator[Any]:
         """Forked, so that the utterances in memory are shared."""
         loader = DataLoader(
-            _Batches(self.make_batch), batch_size=None, sampler=numbers, num_workers=self.num_workers, multiprocessing_context="fork"
+            _Batches(self.make_batch),
+            batch_size=None,
+            sampler=numbers,
+            num_workers=self.num_workers,
+            multiprocessing_context="fork",
+            worker_init_fn=be_quiet_when_left,
         )
         for batch in loader:
             if isinstance(batch, UserError):
@@ -95,6 +101,17 @@ class StepLoader:
                 yield item
         finally:
             stop.set()
+
+
+def be_quiet_when_left(_worker: int) -> None:
+    """For a process that makes batches: that the trainer hung up while it took one is no news, for the trainer says why."""
+    report = sys.excepthook
+
+    def unless_left(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if not issubclass(kind, ConnectionError | EOFError):
+            report(kind, error, trace)
+
+    sys.excepthook = unless_left
 
 
 class _Batches(Dataset):

@@ -29,13 +29,14 @@ from train.timeline import Timeline
 STILL = AugmentConfig(speed=(1.0, 1.0), gain_db=(0.0, 0.0), tilt=(0.0, 0.0))
 _WORD_S, _LETTER_S, _COMMA_S = 0.09, 0.055, 0.15
 _PACES = (0.9, 3.0)
+_RESTS = (0.05, 0.6)  # s, after a comma of the user's, whatever the pace: who always heard short ones takes a longer one for the end
 _SILENCE_FRAMES = (3, 9)
 _BESIDE, _TWICE = 0.06, 0.25  # how often a recognizer names a token a frame early, and late; how often twice before, and after
 _ANY_WORDS = 0.6  # of what is to be repeated
 
 
-def time_words(text: str, vocab: Vocab, pace: float, rate_hz: int) -> tuple[Word, ...]:
-    """Words one after the other, each as long as its letters take and at least a frame a token, with a rest after a comma.
+def time_words(text: str, vocab: Vocab, pace: float, rate_hz: int, rest_s: float = _COMMA_S) -> tuple[Word, ...]:
+    """Words one after the other, each as long as its letters take and at least a frame a token, with a rest of `rest_s` after a comma.
 
     `pace` > 1 is faster.
     """
@@ -43,13 +44,13 @@ def time_words(text: str, vocab: Vocab, pace: float, rate_hz: int) -> tuple[Word
     for word, ids in zip(text.split(), vocab.encode_words(text), strict=True):
         length = max((_WORD_S + _LETTER_S * len(word.strip(",.!?"))) / pace, len(ids) * FRAME_MS / 1000)
         words.append(Word(word, round(at * rate_hz), round((at + length) * rate_hz)))
-        at += length + (_COMMA_S / pace if word.endswith(",") else 0.0)
+        at += length + (rest_s if word.endswith(",") else 0.0)
     return tuple(words)
 
 
-def written_question(exchange: world.Exchange, vocab: Vocab, pace: float) -> Utterance:
+def written_question(exchange: world.Exchange, vocab: Vocab, pace: float, rest_s: float = _COMMA_S) -> Utterance:
     """An exchange's question as a silent user utterance."""
-    words = time_words(exchange.question, vocab, pace, USER_HZ)
+    words = time_words(exchange.question, vocab, pace, USER_HZ, rest_s)
     audio = np.zeros(words[-1].end_sample, np.int16)
     return Utterance("", exchange.question, "", audio, USER_HZ, words, None, exchange.skill, exchange.answer, exchange.value)
 
@@ -109,14 +110,16 @@ class WrittenCast(Cast):
     def draw(self, rng: Generator, skill: str | None = None) -> Utterance:
         """A new question, of a skill drawn by weight unless given."""
         name = skill or self.draw_skill(rng)
+        rest_s = float(np.exp(rng.uniform(*np.log(_RESTS))))
         if name == SKILL:
-            return written_question(self.open_questions[int(rng.integers(len(self.open_questions)))], self.vocab, self.pace)
+            exchange = self.open_questions[int(rng.integers(len(self.open_questions)))]
+            return written_question(exchange, self.vocab, self.pace, rest_s)
         own = random.Random(int(rng.integers(2**62)))
         if name == "repeat" and self.phrases and own.random() < _ANY_WORDS:
             exchange = world.repeat(own, any_words(own, self.phrases))
         else:
             exchange = world.draw(own, "train", name, self.phrases)
-        return written_question(exchange, self.vocab, self.pace)
+        return written_question(exchange, self.vocab, self.pace, rest_s)
 
 
 @functools.lru_cache(maxsize=1)

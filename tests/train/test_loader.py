@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.connection
+import multiprocessing.synchronize
+import socket
+import sys
 import threading
 import time
+from multiprocessing.reduction import DupFd
 
 import pytest
 import torch
 
-from train.loader import StepLoader
+from train.loader import StepLoader, be_quiet_when_left
 from train.schedule import warmup_cosine, warmup_inverse_sqrt
 
 
@@ -72,6 +78,32 @@ def test_ranks_share_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
         rows.append(list(StepLoader(int, 4)))
     assert rows == [[0, 2, 4, 6], [1, 3, 5, 7]]
+
+
+def _offer_and_fail(quiet: bool, address: multiprocessing.connection.Connection, left: multiprocessing.synchronize.Event) -> None:
+    """In a process: offer a file as PyTorch offers a batch, to somebody who hangs up; then fail."""
+    if quiet:
+        be_quiet_when_left(0)
+    with socket.socket() as file:
+        address.send(DupFd(file.fileno())._id[0])  # type: ignore[attr-defined]
+        left.wait(30)
+        time.sleep(0.2)
+    sys.excepthook(ValueError, ValueError("its own"), None)
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_trainer_that_hangs_up_is_no_news(quiet: bool, capfd: pytest.CaptureFixture) -> None:
+    forks = multiprocessing.get_context("fork")
+    (reader, writer), left = forks.Pipe(duplex=False), forks.Event()
+    process = forks.Process(target=_offer_and_fail, args=(quiet, writer, left))
+    process.start()
+    with socket.socket(socket.AF_UNIX) as trainer:
+        trainer.connect(reader.recv())
+    left.set()
+    process.join()
+    said = capfd.readouterr().err
+    assert ("resource_sharer" in said) is not quiet
+    assert "ValueError: its own" in said
 
 
 def rates(schedule, steps: int) -> list[float]:

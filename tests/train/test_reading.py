@@ -10,6 +10,7 @@ import torch
 
 from duplex.vocab import MARKS, Vocab
 from train import world
+from train.bank import USER_HZ
 from train.composer import ComposerConfig
 from train.layout import lay_channels, lay_heard, token_frames
 from train.reading import WrittenCast, any_words, recognized, time_words, written_answer, written_question
@@ -27,7 +28,8 @@ def test_words_take_their_letters_time(vocab: Vocab) -> None:
     assert [w.text for w in words] == ["Monday,", "capital", "is"]
     lengths = [w.end_sample - w.start_sample for w in words]
     assert lengths == [420, 475, 200] and words[1].start_sample == 570 and words[2].start_sample == words[1].end_sample
-    hurried = time_words("Monday, capital is", vocab, 100.0, 1000)
+    assert time_words("Monday, capital is", vocab, 1.0, 1000, 0.4)[1].start_sample == 820
+    hurried = time_words("Monday, capital is", vocab, 100.0, 1000, 0.0)
     assert [w.end_sample - w.start_sample for w in hurried] == [80 * len(ids) for ids in vocab.encode_words("Monday, capital is")]
 
 
@@ -46,6 +48,13 @@ def test_words_to_copy_are_a_phrase_or_words_of_several() -> None:
     assert {len(words) for words in mixed} == {1, 3, 4, 5}
     assert set(sum(mixed, [])) == {"you", "look", "well", "green", "tea", "please", "no"}
     assert all(world.combination_split(words) == "train" for words in mixed)
+
+
+def test_users_rest_at_commas_for_long_and_for_short(vocab: Vocab) -> None:
+    cast, rng = WrittenCast(vocab, (), 4), np.random.default_rng(0)
+    drawn = [cast.draw(rng, "repeat").words for _ in range(300)]
+    rests = [b.start_sample - a.end_sample for words in drawn for a, b in zip(words, words[1:], strict=False) if a.text.endswith(",")]
+    assert 0.05 * USER_HZ <= min(rests) < 0.08 * USER_HZ and 0.5 * USER_HZ < max(rests) <= 0.6 * USER_HZ
 
 
 def test_conversations_come_from_training_phrasings_and_answer_what_was_heard(vocab: Vocab) -> None:
