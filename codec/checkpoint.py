@@ -60,8 +60,8 @@ def write_files(files: Mapping[Path, bytes | memoryview]) -> None:
 
 
 def store_tensors(module: torch.nn.Module, dtype: torch.dtype) -> bytes:
-    """The contents of a module's `model.safetensors`; what is floating is stored as `dtype`."""
-    tensors = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous() for k, v in module.state_dict().items()}
+    """The contents of a module's `model.safetensors`; what is floating is stored as `dtype`, integers in 32 bits."""
+    tensors = {k: v.to(dtype if v.is_floating_point() else torch.int32).contiguous() for k, v in module.state_dict().items()}
     return save(tensors)  # not `save_file`: it lets nobody else read the file
 
 

@@ -157,6 +157,7 @@ class ModelConfig:
         code_table: Add a free embedding per code to the sum of its levels' embeddings.
         char_embedding: Add the embeddings of a token's characters to its own.
         heard_channel: Let the backbone also read which words the encoder recognizes, as the vectors of the text head that would say them.
+        recognizer_layers: Of the decoder that gathers those words from the encoder's output; 0 is a head alone, see `Recognizer`.
         presence_head: Also tell from the encoder's output whether a frame holds speech (`duplex.model.Presence`).
         user_weight, heard_weight: Starting values of the learned weights of what is heard, as sound and as words.
         silence_codes: The codec's own silence, K codes; the code channel before the first frame.
@@ -170,6 +171,7 @@ class ModelConfig:
     code_table: bool = True
     char_embedding: bool = True
     heard_channel: bool = True
+    recognizer_layers: int = 0
     presence_head: bool = False
     user_weight: float = 1.0
     heard_weight: float = 1.0

@@ -17,6 +17,7 @@ from duplex.config import CacheAwareConfig, EncoderConfig, FastConformerConfig, 
 from duplex.encoder import Encoder, EncoderState
 from duplex.fastconformer import CausalFastConformer
 from duplex.knobs import KnobState, init_knobs, note_written, turn_knobs
+from duplex.recognizer import Recognizer
 from duplex.sampling import Sampling, sample_codes, sample_text
 from duplex.vocab import Vocab
 from duplex.whisper import CausalWhisper
@@ -35,6 +36,7 @@ class ModelState:
     """Everything a row remembers between frames."""
 
     encoder: EncoderState
+    recognizer: BackboneState
     backbone: BackboneState
     text: Tensor  # [B] token of this frame, predicted by the last
     codes: Tensor  # [B, K] codes of the last frame
@@ -44,6 +46,7 @@ class ModelState:
     def reset(self, rows: Tensor) -> None:
         """Start rows afresh; `rows` is a boolean mask [B]. Other rows keep every bit."""
         self.encoder.reset(rows)
+        self.recognizer.reset(rows)
         self.backbone.reset(rows)
         self.text.masked_fill_(rows, Vocab.sil)
         self.codes.copy_(torch.where(rows[:, None], self.silence, self.codes))
@@ -117,7 +120,9 @@ class DuplexModel(nn.Module):
         self.config = config
         self.encoder = build_encoder(config.encoder)
         self.adapter = Adapter(config.encoder.width, config.backbone.width)
-        self.recognizer = Linear(config.encoder.width, config.vocab_size) if config.heard_channel else None
+        self.recognizer: Recognizer | None = None
+        if config.heard_channel:
+            self.recognizer = Recognizer(config.encoder.width, config.vocab_size, config.recognizer_layers)
         self.fusion = Fusion(config)
         self.backbone = Backbone(config.backbone)
         self.heads = Heads(config)
@@ -143,6 +148,7 @@ class DuplexModel(nn.Module):
         device = self.silence_codes.device
         return ModelState(
             self.encoder.init_state(batch),
+            BackboneState([]) if self.recognizer is None else self.recognizer.init_state(batch),
             self.backbone.init_state(batch),
             torch.full((batch,), Vocab.sil, dtype=torch.long, device=device),
             self.silence_codes.repeat(batch, 1),
@@ -179,6 +185,12 @@ class DuplexModel(nn.Module):
         assert self.recognizer is not None
         return self.recognizer(encoded).float().softmax(-1).to(encoded.dtype)
 
+    def recognize_step(self, encoded: Tensor, state: ModelState) -> Tensor | None:
+        """`recognize`, going on from `state`; None without a channel of heard words."""
+        if self.recognizer is None:
+            return None
+        return self.recognizer.step(encoded, state.recognizer).float().softmax(-1).to(encoded.dtype)
+
     @torch.inference_mode()
     def step(
         self,
@@ -197,9 +209,8 @@ class DuplexModel(nn.Module):
         [B, V] replaces what the recognizer makes of the frame.
         """
         encoded = self.encoder.step(audio, state.encoder)
-        hidden = self.backbone.step(
-            self.fuse(encoded, state.text[:, None], state.codes[:, None], None if heard is None else heard[:, None]), state.backbone
-        )
+        words = self.recognize_step(encoded, state) if heard is None else heard[:, None]
+        hidden = self.backbone.step(self.fuse(encoded, state.text[:, None], state.codes[:, None], words), state.backbone)
         logits = Logits(self.heads.text_logits(hidden), self.heads.level_logits(hidden))
         of_text, of_codes = (None, None) if uniforms is None else (uniforms[:, 0], uniforms[:, 1:].unflatten(1, self._code_draws))
         likely = logits.text[:, 0].float()

@@ -99,13 +99,15 @@ def stages_ms(speaker: Speaker, audio: Tensor, num_steps: int) -> dict[str, floa
     model, sampling, batch = speaker.model, Sampling(), len(audio)
     state, decode_state, audio = model.init_state(batch), speaker.codec.init_decode_state(batch), audio.to(speaker.device)
     mel_state, user = model.encoder.mel.init_state(batch), model.encoder.step(audio, state.encoder)
-    fused = model.fuse(user, state.text[:, None], state.codes[:, None])
+    heard = model.recognize_step(user, state)
+    fused = model.fuse(user, state.text[:, None], state.codes[:, None], heard)
     hidden = model.backbone.step(fused, state.backbone)
     text, levels = model.heads.text_logits(hidden)[:, 0], model.heads.level_logits(hidden)[:, 0]
     stages: dict[str, Callable[[], object]] = {
         "mel": lambda: model.encoder.mel.step(audio, mel_state),
         "encoder": lambda: model.encoder.step(audio, state.encoder),
-        "fusion": lambda: model.fuse(user, state.text[:, None], state.codes[:, None]),
+        "recognizer": lambda: model.recognize_step(user, state),
+        "fusion": lambda: model.fuse(user, state.text[:, None], state.codes[:, None], heard),
         "backbone": lambda: model.backbone.step(fused, state.backbone),
         "heads": lambda: (model.heads.text_logits(hidden), model.heads.level_logits(hidden)),
         "sampling": lambda: (sample_text(text.float(), sampling), sample_codes(levels.float(), model.config.levels, sampling)),

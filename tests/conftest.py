@@ -31,7 +31,8 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backbone = BackboneConfig(width=16, num_layers=2, num_heads=2, num_kv_heads=1, ff_width=32, sink_frames=2, window_frames=8)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = DuplexModel(ModelConfig(encoder, backbone, vocab.size, levels=LEVELS, user_weight=4.0, presence_head=True))
+        config = ModelConfig(encoder, backbone, vocab.size, levels=LEVELS, recognizer_layers=1, user_weight=4.0, presence_head=True)
+        model = DuplexModel(config)
         model.fusion.text.set_spelling(vocab.char_ids())
         with torch.no_grad():  # so that its text moves on, and turns begin and end
             model.fusion.text.token.weight *= 50

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,7 @@ from duplex.checkpoint import plain_config
 from duplex.config import ModelConfig
 from duplex.errors import UserError
 from duplex.model import DuplexModel, TrainOutput
+from duplex.recognizer import Recognizer
 from duplex.vocab import Vocab
 from train.dialogue_data import ConversationBatch
 from train.encoder_stage import HEARD_SIL, ctc_loss, heard_loss, mask_features, random_first_frame
@@ -203,7 +205,7 @@ class DialogueStage(lightning.LightningModule):
         elif self.init_encoder:
             self.model.encoder.load_state_dict(stage_weights(self.init_encoder, "encoder."))
             if self.model.recognizer is not None:
-                self.model.recognizer.load_state_dict(stage_weights(self.init_encoder, "listener."))
+                self._load_recognizer(self.model.recognizer, self.init_encoder)
         if self.code_vectors:
             self.model.fusion.codes.start_anew(self.code_vectors)
         if self.user_weight is not None:
@@ -222,17 +224,36 @@ class DialogueStage(lightning.LightningModule):
             self.model.backbone.compile()  # in place: names of weights stay
 
     def _load_model(self, path: str) -> None:
-        """Load an earlier model; where it heard through another encoder, what it heard with is left out."""
+        """Load an earlier model; where it heard through another encoder or recognizer, what it heard with is left out."""
         assert self.model is not None and self.listener is not None
         weights, own = stage_weights(path, "model."), self.model.state_dict()
-        ears = ("encoder.", "adapter.", "recognizer.", "fusion.heard_weight")
-        heard = [k for k in {*own, *weights} if k.startswith(ears)]
-        if any(k not in own or k not in weights or own[k].shape != weights[k].shape for k in heard):
-            weights = {k: v for k, v in weights.items() if k not in heard} | {k: own[k] for k in heard if k in own}
+        ears = ("encoder.", "adapter.", "fusion.heard_weight")
+
+        def differ(parts: tuple[str, ...]) -> bool:
+            names = [k for k in {*own, *weights} if k.startswith(parts)]
+            return any(k not in own or k not in weights or own[k].shape != weights[k].shape for k in names)
+
+        left_out = (*ears, "recognizer.") if differ(ears) else ("recognizer.",) if differ(("recognizer.",)) else ()
+        if len(left_out) == 1 and not self.init_encoder:
+            raise self._other_recognizer(path, {k.removeprefix("recognizer.") for k in weights if k.startswith("recognizer.")})
+        weights = {k: v for k, v in weights.items() if not k.startswith(left_out)} | {
+            k: v for k, v in own.items() if k.startswith(left_out)
+        }
         self.model.load_state_dict(with_optional(weights, own, "presence."))
         listener = {} if Path(path).is_dir() else stage_weights(path, "listener.")
         if listener:
             self.listener.load_state_dict(listener)
+
+    def _load_recognizer(self, recognizer: Recognizer, path: str) -> None:
+        """Load what the encoder stage learned to name words with."""
+        weights = stage_weights(path, "listener.")
+        if weights.keys() != recognizer.state_dict().keys():
+            raise self._other_recognizer(path, weights)
+        recognizer.load_state_dict(weights)
+
+    def _other_recognizer(self, path: str, names: Iterable[str]) -> UserError:
+        layers = len({name.split(".")[2] for name in names if name.startswith("context.layers.")})
+        return UserError(f"{path} recognizes words with recognizer_layers {layers}, not {self.config.recognizer_layers}; set it so")
 
     def _fix_user_weight(self, value: float) -> None:
         assert self.model is not None

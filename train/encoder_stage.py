@@ -15,6 +15,7 @@ from duplex.config import EncoderConfig, WhisperConfig
 from duplex.encoder import Encoder
 from duplex.errors import UserError
 from duplex.model import build_encoder
+from duplex.recognizer import Recognizer
 from duplex.vocab import CTC_SIZE, Vocab, ctc_decode, ctc_encode
 from duplex.whisper import TOKENS_PER_FRAME
 from train.augment import AugmentConfig, augment_utterance
@@ -31,6 +32,7 @@ from train.teacher import WhisperTeacher
 from train.timeline import USER_FRAME_SAMPLES, Timeline, UserTurn
 
 ALIGN_DELAY_S = 0.1
+_OPTIONAL = ("follower.", "listener.context.")  # of an earlier stage
 FOLLOW_DELAY_FRAMES = 1
 WARP = 0.12
 HEARD_SIL = 0.1  # weight of frames after which no word has just ended, among the words heard
@@ -255,6 +257,8 @@ class EncoderStage(lightning.LightningModule):
             `duplex import` wrote, or of a checkpoint that `duplex export` wrote, for its encoder.
         teacher: Whisper model whose whole-row encoder a head of the encoder follows, named like `init_whisper`.
         teacher_weight: Weight of that loss, whose value is 1 for a guess that knows nothing.
+        recognizer_layers: Of the decoder between the encoder and the words, see `duplex.recognizer.Recognizer`.
+        freeze_encoder: Train what names the words alone; the encoder hears as it did.
     """
 
     def __init__(
@@ -267,14 +271,17 @@ class EncoderStage(lightning.LightningModule):
         init_from: str | None = None,
         teacher: str | None = None,
         teacher_weight: float = 1.0,
+        recognizer_layers: int = 0,
+        freeze_encoder: bool = False,
     ) -> None:
         super().__init__()
         self.num_steps, self.learning_rate, self.warmup_steps = num_steps, learning_rate, warmup_steps
         self.init_whisper, self.init_from, self.teacher_source, self.teacher_weight = init_whisper, init_from, teacher, teacher_weight
+        self.recognizer_layers, self.freeze_encoder = recognizer_layers, freeze_encoder
         self._teacher: list[WhisperTeacher] = []  # a list keeps it out of weights and checkpoints
         self.config, self.encoder = encoder, build_encoder(encoder)
         self.align = nn.Linear(encoder.width, encoder.ctc_per_frame * CTC_SIZE)
-        self.listener: nn.Linear | None = None
+        self.listener: Recognizer | None = None
         self.follower: nn.Linear | None = None
 
     def configure_model(self) -> None:
@@ -283,7 +290,9 @@ class EncoderStage(lightning.LightningModule):
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         data.setup("fit")
-        self.listener = nn.Linear(self.encoder.width, data.vocab.size if data.vocab else 1)
+        if self.freeze_encoder and (self.teacher_source or not data.vocab):
+            raise UserError("freeze_encoder leaves words alone to be learned; give the data a tokenizer, and no teacher")
+        self.listener = Recognizer(self.encoder.width, data.vocab.size if data.vocab else 1, self.recognizer_layers)
         if self.teacher_source:
             if not data.clean_rows:
                 raise UserError("a teacher is given but nothing for it to hear; set the data's clean_rows to 1 or more")
@@ -294,11 +303,15 @@ class EncoderStage(lightning.LightningModule):
         if self.init_from and Path(self.init_from).is_dir():
             load_encoder(self.encoder, self.config, self.init_from)
         elif self.init_from:
-            self.load_state_dict(with_optional(read_checkpoint(self.init_from)["state_dict"], self.state_dict(), "follower."))
+            self.load_state_dict(with_optional(read_checkpoint(self.init_from)["state_dict"], self.state_dict(), _OPTIONAL))
+        if self.freeze_encoder:
+            for part in (self.encoder, self.align):
+                part.requires_grad_(False)
 
     def configure_optimizers(self):
         """AdamW and a cosine by step."""
-        optimizer = torch.optim.AdamW(self.parameters(), self.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+        learning = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(learning, self.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
         schedule = warmup_cosine(optimizer, self.warmup_steps, self.num_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -307,13 +320,10 @@ class EncoderStage(lightning.LightningModule):
         assert self.listener is not None
         generator = batch_generator(batch_idx, self.trainer)
         mel = mask_features(self.encoder.features(batch.audio), generator)
-        with autocast(self.device):
+        with autocast(self.device), torch.set_grad_enabled(not self.freeze_encoder):
             hidden = self.encoder.encode_features(mel, random_first_frame(generator))
         everything, hidden = hidden, hidden[: len(batch.aligned)]
-        ctc = ctc_loss(self.encoder, hidden, batch.targets, batch.target_lens)
-        logits = self.align(hidden.float()).view(*batch.aligned.shape, CTC_SIZE)
-        align = nn.functional.cross_entropy(logits.flatten(0, 1), batch.aligned.flatten(), ignore_index=-100)
-        logs = {"ctc": ctc, "align": align}
+        logs = {} if self.freeze_encoder else self._letters(hidden, batch)
         if batch.heard is not None:
             logs["heard"] = heard_loss(self.listener(hidden.float()), batch.heard, HEARD_SIL)
         total = torch.stack(list(logs.values())).sum()
@@ -322,6 +332,12 @@ class EncoderStage(lightning.LightningModule):
             total = total + self.teacher_weight * logs["follow"]
         self.log_dict(logs, prog_bar=True)
         return total
+
+    def _letters(self, hidden: Tensor, batch: SpeechBatch) -> dict[str, Tensor]:
+        """The losses of the characters."""
+        logits = self.align(hidden.float()).view(*batch.aligned.shape, CTC_SIZE)
+        align = nn.functional.cross_entropy(logits.flatten(0, 1), batch.aligned.flatten(), ignore_index=-100)
+        return {"ctc": ctc_loss(self.encoder, hidden, batch.targets, batch.target_lens), "align": align}
 
     def _distance(self, hidden: Tensor, clean: Tensor) -> Tensor:
         """Mean squared distance of what the last rows make of each frame, a frame late, from what the teacher makes of it."""

@@ -73,7 +73,7 @@ def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     return save({name: value.contiguous() for name, value in tensors.items()})
 
 
-def with_optional(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def with_optional(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], prefix: str | tuple[str, ...]) -> dict[str, Tensor]:
     """`weights` for a module that has `own`: where they lack what begins with `prefix`, it stays as it is; what is too many is left out."""
     kept = {name: value for name, value in weights.items() if name in own or not name.startswith(prefix)}
     return {name: value for name, value in own.items() if name.startswith(prefix)} | kept

@@ -29,7 +29,7 @@ ENCODER = FastConformerConfig(
 BACKBONE = BackboneConfig(
     width=16, num_layers=2, num_heads=4, num_kv_heads=2, ff_width=24, rope_theta=100.0, sink_frames=SINK, window_frames=WINDOW
 )
-TINY = ModelConfig(ENCODER, BACKBONE, vocab_size=40, num_codebooks=2, levels=(4, 3), silence_codes=(3, 7))
+TINY = ModelConfig(ENCODER, BACKBONE, vocab_size=40, num_codebooks=2, levels=(4, 3), recognizer_layers=1, silence_codes=(3, 7))
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
