@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -31,16 +32,18 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backbone = BackboneConfig(width=16, num_layers=2, num_heads=2, num_kv_heads=1, ff_width=32, sink_frames=2, window_frames=8)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = ModelConfig(encoder, backbone, vocab.size, levels=LEVELS, recognizer_layers=1, user_weight=4.0, presence_head=True)
-        model = DuplexModel(config)
-        model.fusion.text.set_spelling(vocab.char_ids())
+        config = ModelConfig(encoder, backbone, vocab.size, levels=LEVELS, user_weight=4.0, presence_head=True)
+        plain = DuplexModel(config)
+        plain.fusion.text.set_spelling(vocab.char_ids())
         with torch.no_grad():  # so that its text moves on, and turns begin and end
-            model.fusion.text.token.weight *= 50
-            model.heads.text.weight[: Vocab.eos + 1] *= 3
-            torch.nn.init.normal_(model.adapter.proj.weight, std=0.15)  # an untrained adapter is zero
+            plain.fusion.text.token.weight *= 50
+            plain.heads.text.weight[: Vocab.eos + 1] *= 3
+            torch.nn.init.normal_(plain.adapter.proj.weight, std=0.15)  # an untrained adapter is zero
         codec = Codec(
             CodecConfig(levels=LEVELS, num_mels=16, encoder_hop_width=8, encoder_width=16, decoder_width=16, decoder_hop_width=16)
         )
-        torch.nn.init.normal_(model.presence.weight)  # type: ignore[union-attr]  # last: nothing above may change with it
+        torch.nn.init.normal_(plain.presence.weight)  # type: ignore[union-attr]  # late: nothing above may change with it
+        model = DuplexModel(dataclasses.replace(config, recognizer_layers=1))
+        model.load_state_dict(plain.state_dict(), strict=False)
     save_speaker(model.eval(), vocab, codec.eval(), folder, torch.float32)
     return folder

@@ -63,8 +63,8 @@ def row_of(out: RowsOutput, i: int) -> RowsOutput:
 
 
 def rings(arena: Arena) -> list[RingState]:
-    """Every ring of the arena, the encoder's included."""
-    found = [*arena.state.model.backbone.layers]
+    """Every ring of the arena, the encoder's and the recognizer's included."""
+    found = [*arena.state.model.recognizer.layers, *arena.state.model.backbone.layers]
     for layer in getattr(arena.state.model.encoder, "layers", []):
         found += [layer.attention] if hasattr(layer, "attention") else []
     return found
