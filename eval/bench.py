@@ -106,7 +106,7 @@ def stages_ms(speaker: Speaker, audio: Tensor, num_steps: int) -> dict[str, floa
     stages: dict[str, Callable[[], object]] = {
         "mel": lambda: model.encoder.mel.step(audio, mel_state),
         "encoder": lambda: model.encoder.step(audio, state.encoder),
-        "recognizer": lambda: model.recognize_step(user, state),
+        **({"recognizer": lambda: model.recognize_step(user, state)} if model.recognizer else {}),
         "fusion": lambda: model.fuse(user, state.text[:, None], state.codes[:, None], heard),
         "backbone": lambda: model.backbone.step(fused, state.backbone),
         "heads": lambda: (model.heads.text_logits(hidden), model.heads.level_logits(hidden)),

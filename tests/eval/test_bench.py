@@ -28,7 +28,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize(
     ("what", "stages", "default"),
-    [("step", {"mel", "encoder", "fusion", "backbone", "heads", "sampling", "codec"}, 2), ("codec", {"decode", "encode"}, 1)],
+    [("step", {"mel", "encoder", "recognizer", "fusion", "backbone", "heads", "sampling", "codec"}, 2), ("codec", {"decode", "encode"}, 1)],
 )
 def test_the_last_line_is_json(
     tiny_checkpoint: Path, capsys: pytest.CaptureFixture, threads: list[int], what: str, stages: set[str], default: int
