@@ -14,6 +14,13 @@ CONTEXT_FRAMES = 25
 _HEAD_WIDTH = 64
 
 
+def decoder_shape(width: int, num_layers: int) -> BackboneConfig:
+    """Of a recognizer's own layers, as wide as the encoder."""
+    heads = width // math.gcd(width, _HEAD_WIDTH)
+    ff_width = -(-8 * width // (3 * _HEAD_WIDTH)) * _HEAD_WIDTH
+    return BackboneConfig(width, num_layers, heads, heads, ff_width, sink_frames=0, window_frames=CONTEXT_FRAMES)
+
+
 class Recognizer(Linear):
     """Which token the user has just said, as logits over the agent's vocabulary.
 
@@ -30,10 +37,7 @@ class Recognizer(Linear):
         super().__init__(width, vocab_size)
         self.context: Backbone | None = None
         if num_layers:
-            heads = width // math.gcd(width, _HEAD_WIDTH)
-            ff_width = -(-8 * width // (3 * _HEAD_WIDTH)) * _HEAD_WIDTH
-            shape = BackboneConfig(width, num_layers, heads, heads, ff_width, sink_frames=0, window_frames=CONTEXT_FRAMES)
-            self.context = Backbone(shape)
+            self.context = Backbone(decoder_shape(width, num_layers))
 
     def init_state(self, batch: int) -> BackboneState:
         """Nothing heard yet."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from duplex.attention import RingState, rotate, rotation
 from duplex.checkpoint import Speaker, load_speaker
 from duplex.errors import UserError
+from duplex.recognizer import decoder_shape
 from duplex.sampling import Sampling
 from duplex.whisper import TokenRing
 from serve.arena import Arena
@@ -109,21 +111,24 @@ def test_a_year_into_a_call_it_answers_as_on_the_first_day(pocket: Speaker, repo
 
     Both agents then see the same past at the same distances, and the one a year older must say the same.
     """
-    config = pocket.model.config.backbone
+    shape = pocket.model.config
+    decoders = {"backbone": shape.backbone, "recognizer": decoder_shape(shape.encoder.width, shape.recognizer_layers)}
     old, young = Session(pocket), Session(pocket)
     for session in (old, young):
         session.push((1e-3 * np.random.default_rng(0).standard_normal(300 * FRAME)).astype(np.float32))
-    turns = config.window_frames * 128
+    turns = 128 * math.lcm(*(config.window_frames for config in decoders.values()))
     on = YEAR_FRAMES // turns * turns
-    turn = rotation(torch.tensor([[on]]), config.width // config.num_heads, config.rope_theta, torch.float32)
     moved = list(rings(old._rows._model_state))
-    assert len(moved) == config.num_layers + 4
+    assert len(moved) == 4 + sum(config.num_layers for config in decoders.values())
     for ring in moved:
-        if isinstance(ring, RingState):
+        if isinstance(ring, TokenRing):
+            ring.seen += 4 * on
+    for name, config in decoders.items():
+        turn = rotation(torch.tensor([[on]]), config.width // config.num_heads, config.rope_theta, torch.float32)
+        for ring in rings(getattr(old._rows._model_state, name)):
+            assert isinstance(ring, RingState)
             ring.position += on
             ring.keys[:, :, config.sink_frames :] = rotate(ring.keys[:, :, config.sink_frames :], turn)
-        else:
-            ring.seen += 4 * on
     said = ["".join(frame.text for frame in session.push(question())).strip() for session in (old, young)]
     assert said == [ANSWER, ANSWER]
     report(years=on / YEAR_FRAMES, said=said[0])
