@@ -6,7 +6,7 @@ agent                                        gap [ two plus two is fo          g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -44,6 +44,7 @@ class ComposerConfig:
         silence_frames: Between the agent's end and the user's next turn, ends included.
         recall_probability: After something was told, that the next question asks for it.
         skill_weights: How often a skill is asked, where it differs from `train.world.SKILL_WEIGHTS`.
+        interruption_weights: How often a skill interrupts, where it differs from that: who asks rarely may interrupt often.
         stop_probability: That who interrupts a long answer says nothing but "stop".
         go_on_probability: That who said "stop" then asks for the rest.
         agent_backchannel_probability: That the agent says "uh huh" or the like into a pause of the user's turn, where it is long enough
@@ -70,6 +71,7 @@ class ComposerConfig:
     agent_backchannel_probability: float = 0.0
     agent_backchannel_frames: tuple[int, int] = (4, 6)
     skill_weights: dict[str, float] = field(default_factory=dict)
+    interruption_weights: dict[str, float] = field(default_factory=dict)
 
 
 class Cast:
@@ -97,9 +99,9 @@ class Cast:
         """The agent saying `text`, if it can."""
         return self.answers.get(text)
 
-    def draw_skill(self, rng: Generator) -> str:
-        """A skill, by weight."""
-        weights = np.array(self.weights)
+    def draw_skill(self, rng: Generator, changed: Mapping[str, float] | None = None) -> str:
+        """A skill, by weight; `changed` ones count in place of the cast's own."""
+        weights = np.array([(changed or {}).get(skill, weight) for skill, weight in zip(self.skills, self.weights, strict=True)])
         return self.skills[int(rng.choice(len(self.skills), p=weights / weights.sum()))]
 
     def draw(self, rng: Generator, skill: str | None = None) -> Utterance:
@@ -276,10 +278,11 @@ def _next_question(cast: Cast, memory: _Memory, kind: str, config: ComposerConfi
         skill = f"{list(memory.told)[int(rng.integers(len(memory.told)))]}_ask"
         if cast.can_ask(skill):
             return cast.draw(rng, skill)
-    question = cast.draw(rng)
-    while question.skill == "again" and memory.last is None:
-        question = cast.draw(rng)
-    return question
+    changed = config.interruption_weights if kind == "interruption" else None
+    while True:
+        question = cast.draw(rng, cast.draw_skill(rng, changed))
+        if question.skill != "again" or memory.last is not None:
+            return question
 
 
 def _user_turn(question: Utterance, start: int, kind: str, config: ComposerConfig, augment: AugmentConfig, rng: Generator) -> UserTurn:

@@ -298,6 +298,15 @@ def test_skills_may_be_asked_more_often(cast: Cast) -> None:
     assert set(drawn) == {"repeat"}
 
 
+def test_who_interrupts_may_ask_other_things(cast: Cast) -> None:
+    config = dataclasses.replace(
+        CONFIG, interruption_weights={skill: 0.0 for skill in cast.skills if skill != "unknown"}, stop_probability=0.0, recall_probability=0.0
+    )
+    turns = [turn for seed in SEEDS for turn in compose(cast, config, PLAIN, np.random.default_rng(seed)).user]
+    skills = {kind: {turn.utterance.skill for turn in turns if turn.kind == kind} for kind in ("interruption", "question")}
+    assert skills["interruption"] == {"unknown"} < skills["question"] and len(skills["question"]) > 4
+
+
 def test_the_same_seed_composes_the_same(cast: Cast) -> None:
     a, b, c = (compose(cast, CONFIG, AugmentConfig(), np.random.default_rng(seed)) for seed in (3, 3, 4))
     assert [(u.start_sample, u.utterance.id) for u in a.user] == [(u.start_sample, u.utterance.id) for u in b.user]
