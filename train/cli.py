@@ -18,6 +18,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from codec.checkpoint import write_files
 from duplex.cli import run
 from duplex.errors import UserError
+from train.memory import keep_freed_memory
 from train.sources import read_checkpoint
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -108,6 +109,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments:
         raise UserError("`duplex train` needs a verb; try `duplex train fit --config train/configs/pocket-dialogue.yaml`")
+    keep_freed_memory()
     torch.set_float32_matmul_precision("high")
     try:
         _TrainCLI(

@@ -36,6 +36,19 @@ def test_fact(heard, correct):
     assert is_correct(heard, "The capital of France is Paris.", "Paris") is correct
 
 
+@pytest.mark.parametrize(
+    ("heard", "answer", "key"),
+    [
+        ("A horse says nay.", "A horse says neigh.", "neigh"),
+        ("A cat says Miao", "A cat says meow.", "meow"),
+        ("Goodnight", "Good knight.", ""),
+    ],
+)
+def test_what_sounds_the_same_is_the_same(heard, answer, key):
+    assert is_correct(heard, answer, key)
+    assert not is_correct("A horse says no", answer, key)
+
+
 def test_a_number_inside_another_is_wrong():
     assert is_correct("3 minus 2 is 1.", "Three minus two is one.", "one")
     assert not is_correct("3 minus 2 is 21.", "Three minus two is one.", "one")

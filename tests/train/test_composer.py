@@ -300,7 +300,10 @@ def test_skills_may_be_asked_more_often(cast: Cast) -> None:
 
 def test_who_interrupts_may_ask_other_things(cast: Cast) -> None:
     config = dataclasses.replace(
-        CONFIG, interruption_weights={skill: 0.0 for skill in cast.skills if skill != "unknown"}, stop_probability=0.0, recall_probability=0.0
+        CONFIG,
+        interruption_weights={skill: 0.0 for skill in cast.skills if skill != "unknown"},
+        stop_probability=0.0,
+        recall_probability=0.0,
     )
     turns = [turn for seed in SEEDS for turn in compose(cast, config, PLAIN, np.random.default_rng(seed)).user]
     skills = {kind: {turn.utterance.skill for turn in turns if turn.kind == kind} for kind in ("interruption", "question")}
