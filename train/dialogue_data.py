@@ -26,10 +26,12 @@ from train.corpus import repeat_phrases
 from train.dubbing import DubbedCast
 from train.layout import lay_channels, lay_heard, lay_presence, shift_tokens, token_frames
 from train.loader import StepLoader
+from train.open_questions import SKILL as OPEN
 from train.open_questions import read_answers
 from train.reading import WrittenCast
 from train.sources import read_vocab
 from train.timeline import AgentTurn, Timeline
+from train.world import SKILL_WEIGHTS
 
 _LOG = logging.getLogger(__name__)
 
@@ -175,7 +177,11 @@ class Conversations(lightning.LightningDataModule):
             self.dubbed = DubbedCast(self.cast, self.vocab, repeat_phrases("train"), len(self.silence), self.read_composer.skill_weights)
 
     def _check_rows(self) -> None:
-        """Raises UserError where rows would be drawn from nothing, or recorded ones cannot be trained on."""
+        """Raises UserError where rows would be drawn from nothing or by an unknown skill, or recorded ones cannot be trained on."""
+        for composer in (self.composer, self.read_composer):
+            unknown = sorted({*composer.skill_weights, *composer.interruption_weights} - {*SKILL_WEIGHTS, OPEN})
+            if unknown:
+                raise UserError(f"skill {unknown[0]!r} of the composer's weights is unknown; use {', '.join((*SKILL_WEIGHTS, OPEN))}")
         if self.speak_fraction and not self.speak_parts:
             raise UserError(f"speak_fraction {self.speak_fraction} draws speak rows, and speak_parts is empty; name a part, or set it to 0")
         recorded = self.recorded_fraction if self.recorded else 0

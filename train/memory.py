@@ -12,8 +12,8 @@ _TOP_PAD_BYTES = 256 * 2**20
 def keep_freed_memory() -> bool:
     """Let glibc keep what tensors leave, for the next ones.
 
-    It would give every large block back to the system and ask for it anew, page by page, each page cleared: a third of the time of a step
-    of `pocket` was the system's. Returns False where the C library is another, and nothing changes.
+    It would give every block over 32 MB back to the system and ask for it anew, page by page, each page cleared.
+    Returns False where the C library is another, and nothing changes.
     """
     if not sys.platform.startswith("linux"):
         return False

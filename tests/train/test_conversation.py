@@ -356,6 +356,11 @@ def test_rows_drawn_from_nothing_are_refused(tmp_path: Path, bank: TinyBank) -> 
         data_module(bank, tmp_path, user_parts=None, speak_fraction=0.0).setup("fit")
 
 
+def test_weights_of_unknown_skills_are_refused(tmp_path: Path, bank: TinyBank) -> None:
+    with pytest.raises(UserError, match="skill 'talks' of the composer's weights is unknown; use plus, .*, open"):
+        data_module(bank, tmp_path, composer=ComposerConfig(interruption_weights={"talks": 1.0})).setup("fit")
+
+
 def test_a_cut_of_ours_is_a_cut_of_theirs() -> None:
     cut = make_cut(example())
     assert cut.supervisions[0].alignment["word"][1].symbol == "how" and cut.supervisions[0].alignment["word"][1].start == 0.7
