@@ -196,6 +196,7 @@ class DialogueStage(lightning.LightningModule):
         self.model.fusion.text.set_spelling(data.vocab.char_ids())
         self.model.backbone.recomputes = self.recompute
         self.listener = nn.Linear(config.backbone.width, config.vocab_size)  # for training alone
+        nn.init.zeros_(self.listener.weight)  # so that a backbone that was trained already is not disturbed while it is learned
         if self.init_language:
             start_from(self.model, load_language_model(self.init_language))
         if self.init_model:

@@ -27,7 +27,7 @@ from train.precision import autocast
 from train.pretrained import load_encoder, whisper_encoder_weights
 from train.recordings import read_recordings
 from train.schedule import warmup_cosine
-from train.sources import read_checkpoint, read_vocab, with_optional
+from train.sources import read_checkpoint, read_tensors, read_vocab, with_optional
 from train.teacher import WhisperTeacher
 from train.timeline import USER_FRAME_SAMPLES, Timeline, UserTurn
 
@@ -254,7 +254,8 @@ class EncoderStage(lightning.LightningModule):
         learning_rate, warmup_steps: Peak and warm-up of AdamW with a cosine.
         init_whisper: Whisper encoder to start from, see `train.pretrained.whisper_encoder_weights`.
         init_from: Lightning checkpoint of an earlier encoder stage to start from, heads included, or the folder of an encoder that
-            `duplex import` wrote, or of a checkpoint that `duplex export` wrote, for its encoder.
+            `duplex import` wrote, or of a checkpoint that `duplex export` wrote, for its encoder and, where it is of this shape and
+            these words, its recognizer.
         teacher: Whisper model whose whole-row encoder a head of the encoder follows, named like `init_whisper`.
         teacher_weight: Weight of that loss, whose value is 1 for a guess that knows nothing.
         recognizer_layers: Of the decoder between the encoder and the words, see `duplex.recognizer.Recognizer`.
@@ -302,11 +303,25 @@ class EncoderStage(lightning.LightningModule):
             load_whisper(self.encoder, self.init_whisper)
         if self.init_from and Path(self.init_from).is_dir():
             load_encoder(self.encoder, self.config, self.init_from)
+            self._load_heads(self.init_from)
         elif self.init_from:
             self.load_state_dict(with_optional(read_checkpoint(self.init_from)["state_dict"], self.state_dict(), _OPTIONAL))
         if self.freeze_encoder:
             for part in (self.encoder, self.align):
                 part.requires_grad_(False)
+
+    def _load_heads(self, folder: str) -> None:
+        """Begin with the recognizer that an exported checkpoint has; and, which none keeps, guess characters as CTC names them."""
+        assert self.listener is not None
+        weights = {
+            name.removeprefix("recognizer."): value.float()
+            for name, value in read_tensors(Path(folder) / "model.safetensors").items()
+            if name.startswith("recognizer.")
+        }
+        own = self.listener.state_dict()
+        if {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in own.items()}:
+            self.listener.load_state_dict(weights)
+            self.align.load_state_dict(self.encoder.ctc.state_dict())
 
     def configure_optimizers(self):
         """AdamW and a cosine by step."""

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from codec.checkpoint import load_codec
+from duplex.checkpoint import save_speaker
 from duplex.errors import UserError
+from duplex.model import DuplexModel
 from tests.train.conftest import TinyBank
 from tests.train.test_stages import conversations, fit, speech
 from train.dialogue_stage import DialogueStage
@@ -36,6 +39,23 @@ def test_the_model_takes_ears_and_words_from_the_encoder_stage(bank: TinyBank, t
     assert torch.equal(dialogue.model.recognizer.weight, stage.listener.weight)
     own = dialogue.model.encoder.state_dict()
     assert all(torch.equal(v, own[k]) for k, v in stage.encoder.state_dict().items())
+
+
+def test_the_encoder_stage_goes_on_from_an_exported_checkpoint(bank: TinyBank, tmp_path: Path) -> None:
+    data = conversations(bank, tmp_path, 1)
+    data.setup("fit")  # makes the tokenizer
+    assert data.vocab.size > 0
+    config = dataclasses.replace(bank.model, vocab_size=data.vocab.size)
+    model = DuplexModel(config)
+    save_speaker(model, data.vocab, load_codec(bank.codec), tmp_path / "exported", torch.float32)
+    shape = dict(learning_rate=0.0, warmup_steps=1, init_from=str(tmp_path / "exported"))
+    for layers in (config.recognizer_layers, config.recognizer_layers + 1):  # of another shape it is learned anew
+        stage = EncoderStage(1, config.encoder, recognizer_layers=layers, **shape)  # type: ignore[arg-type]
+        fit(stage, speech(bank, 1, tokenizer=str(tmp_path / "tokenizer.json")))
+        assert stage.listener is not None and model.recognizer is not None
+        assert all(torch.equal(v, stage.encoder.state_dict()[k]) for k, v in model.encoder.state_dict().items())
+        assert torch.equal(stage.listener.weight, model.recognizer.weight) == (layers == config.recognizer_layers)
+        assert torch.equal(stage.align.weight, model.encoder.ctc.weight) == (layers == config.recognizer_layers)
 
 
 def test_a_recognizer_learns_while_the_encoder_rests(bank: TinyBank, tmp_path: Path) -> None:
