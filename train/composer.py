@@ -42,6 +42,8 @@ class ComposerConfig:
         stop_after_word: Where given, the agent goes on until so many frames after the end of the first word that tells the interruption
             from a backchannel ("I see" from "I need two plus two", "alright" from "alright, what is"), ends included, within `stop_frames`.
         silence_frames: Between the agent's end and the user's next turn, ends included.
+        idle_probability, idle_frames: That the user lets so many frames pass instead, before the first turn too. Who always has somebody
+            asking soon takes the murmur of a room for a question.
         recall_probability: After something was told, that the next question asks for it.
         skill_weights: How often a skill is asked, where it differs from `train.world.SKILL_WEIGHTS`.
         interruption_weights: How often a skill interrupts, where it differs from that: who asks rarely may interrupt often.
@@ -64,6 +66,8 @@ class ComposerConfig:
     stop_frames: tuple[int, int] = (2, 4)
     stop_after_word: tuple[int, int] | None = None
     silence_frames: tuple[int, int] = (4, 24)
+    idle_probability: float = 0.0
+    idle_frames: tuple[int, int] = (30, 90)
     recall_probability: float = 0.5
     stop_probability: float = 0.25
     go_on_probability: float = 0.6
@@ -176,7 +180,7 @@ def compose(cast: Cast, config: ComposerConfig, augment: AugmentConfig, rng: Gen
     users: list[UserTurn] = []
     agents: list[AgentTurn] = []
     memory = _Memory()
-    start = int(rng.integers(2 * USER_FRAME_SAMPLES, 14 * USER_FRAME_SAMPLES))
+    start = _silence((2, 14), config, rng)
     kind = "question"
     while True:
         question = _next_question(cast, memory, kind, config, rng)
@@ -205,11 +209,18 @@ def compose(cast: Cast, config: ComposerConfig, augment: AugmentConfig, rng: Gen
             memory.rest = rest_of(answer, min(onset // USER_FRAME_SAMPLES + config.stop_frames[0], end) - begin)
         else:
             users += _backchannel(cast, begin, len(answer.codes), config, augment, rng)
-            pause = int(rng.integers(config.silence_frames[0] * USER_FRAME_SAMPLES, config.silence_frames[1] * USER_FRAME_SAMPLES + 1))
+            pause = _silence(config.silence_frames, config, rng)
             if kind != "interruption" or not _is_stop(question):
                 memory.rest = None
             start, kind, memory.last = end * USER_FRAME_SAMPLES + pause, "question", answer
     return Timeline(config.num_frames, tuple(users), tuple(agents))
+
+
+def _silence(frames: tuple[int, int], config: ComposerConfig, rng: Generator) -> int:
+    """Samples of nobody's turn: of `frames`, ends included, or of the config's `idle_frames`."""
+    if config.idle_probability and rng.random() < config.idle_probability:
+        frames = config.idle_frames
+    return int(rng.integers(frames[0] * USER_FRAME_SAMPLES, frames[1] * USER_FRAME_SAMPLES + 1))
 
 
 def _listening(cast: Cast, turn: UserTurn, index: int, config: ComposerConfig, rng: Generator) -> list[AgentTurn]:
