@@ -60,7 +60,7 @@ class PartConfig:
         num_exchanges: Questions drawn from the world (user).
         skills: Draw only these skills, evenly; empty draws all by their weights. An agent part has `backchannel` alone: what it says
             to show that it listens.
-        num_sentences: Sentences of the chat corpus added, from `sentence_offset` on.
+        num_sentences: Sentences of the chat corpus added, from `sentence_offset` on, less those that val or test ask to be repeated.
         open_questions: Path of a file that `duplex ask` wrote: its questions of the split are added (user).
         answers_to: Agent only: user parts whose answers are spoken.
         fixed_answers: Agent only: also speak every answer that does not depend on a question's values.
@@ -140,7 +140,9 @@ def _speed(rng: random.Random) -> float:
 def _sentences(part: PartConfig) -> list[str]:
     if not part.num_sentences:
         return []
-    return corpus.chat_sentences(part.sentence_offset + part.num_sentences, seed=0)[part.sentence_offset :]
+    held_out = {phrase.lower() for split in ("val", "test") for phrase in corpus.repeat_phrases(split)}  # they come from the same corpus
+    drawn = corpus.chat_sentences(part.sentence_offset + part.num_sentences, seed=0)[part.sentence_offset :]
+    return [text for text in drawn if text.rstrip(".!?").lower() not in held_out]
 
 
 def _plan_agent(part: PartConfig, config: SynthConfig) -> list[Task]:

@@ -9,6 +9,7 @@ import pytest
 
 from duplex.errors import UserError
 from train import corpus, world
+from train.synth import PartConfig, SynthConfig, plan_part
 
 NO_SUFFIX = {"repeat", "name_tell", "like_tell", "again", "go_on"}
 
@@ -89,6 +90,16 @@ def test_repeat_phrases_of_the_splits_differ_by_more_than_case(monkeypatch: pyte
         assert {p.lower() for p in pools[a]} & {p.lower() for p in pools[b]} == set()
     assert "What" not in pools["train"] and not any("many" in p for p in pools["train"])
     assert len(pools["train"]) == sum(i % 12 < 10 for i in range(1200))
+
+
+def test_no_sentence_of_a_bank_is_one_that_others_ask_to_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    sentences = [f"Say it {i}." for i in range(120)]
+    monkeypatch.setattr(corpus, "chat_sentences", lambda count, seed: sentences[:count])
+    monkeypatch.setattr(corpus, "repeat_phrases", corpus.repeat_phrases.__wrapped__)  # without its cache
+    held_out = {phrase.lower() for split in ("val", "test") for phrase in corpus.repeat_phrases(split)}
+    part = PartConfig("agent-chat", role="agent", num_sentences=100, sentence_offset=20, fixed_answers=False)
+    texts = [task.text for task in plan_part(part, SynthConfig("bank", [part]))]
+    assert held_out and texts == [text for text in sentences[20:] if text.rstrip(".").lower() not in held_out]
 
 
 def test_words_to_repeat_never_come_together_in_two_splits() -> None:
