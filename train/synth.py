@@ -15,6 +15,7 @@ import shutil
 import threading
 import time
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
@@ -57,9 +58,9 @@ class PartConfig:
         role: `user` (questions, 16 kHz) or `agent` (answers, 24 kHz).
         split: Which voices and phrasings; agent parts ignore it.
         engines: Keep the split's voices of these engines; empty keeps all.
-        num_exchanges: Questions drawn from the world (user).
-        skills: Draw only these skills, evenly; empty draws all by their weights. An agent part has `backchannel` alone: what it says
-            to show that it listens.
+        num_exchanges: Questions drawn from the world; of an agent part, their answers.
+        skills: Draw only these skills, evenly; empty draws all by their weights. `backchannel` in an agent part is what it says to show
+            that it listens.
         num_sentences: Sentences of the chat corpus added, from `sentence_offset` on, less those that val or test ask to be repeated.
         open_questions: Path of a file that `duplex ask` wrote: its questions of the split are added (user).
         answers_to: Agent only: user parts whose answers are spoken.
@@ -105,22 +106,19 @@ class Task:
 
 def plan_part(part: PartConfig, config: SynthConfig) -> list[Task]:
     """Every sentence of a part, in order."""
-    if part.role == "agent":
-        return _plan_agent(part, config)
-    if part.role != "user":
+    if part.role not in ("user", "agent"):
         raise UserError(f"bank part {part.name!r} has role {part.role!r}; use user or agent")
     unknown = sorted(set(part.skills) - set(world.SKILL_WEIGHTS))
     if unknown:
         raise UserError(f"bank part {part.name!r} has the unknown skill {unknown[0]!r}; use some of {', '.join(world.SKILL_WEIGHTS)}")
+    if part.role == "agent":
+        return _plan_agent(part, config)
     rng = random.Random(f"{part.seed}/{part.name}")
     voices = [v for v in world.voices(part.split) if not part.engines or v.split(":")[0] in part.engines]
     if not voices:
         raise UserError(f"bank part {part.name!r}: no voice of engines {', '.join(part.engines)} is in split {part.split!r}")
-    phrases = corpus.repeat_phrases(part.split)
     tasks = []
-    for i in range(part.num_exchanges):
-        skill = rng.choice(part.skills) if part.skills else None
-        exchange = world.draw(rng, part.split, skill, phrases)
+    for i, exchange in enumerate(_exchanges(part, part.split, rng)):
         tasks.append(
             Task(
                 f"{part.name}-{i:06d}", exchange.question, rng.choice(voices), _speed(rng), exchange.skill, exchange.answer, exchange.value
@@ -131,6 +129,13 @@ def plan_part(part: PartConfig, config: SynthConfig) -> list[Task]:
     for i, exchange in enumerate(read_answers(part.open_questions, part.split) if part.open_questions else []):
         tasks.append(Task(f"{part.name}-o{i:06d}", exchange.question, rng.choice(voices), _speed(rng), exchange.skill, exchange.answer))
     return tasks
+
+
+def _exchanges(part: PartConfig, split: str, rng: random.Random) -> Iterator[world.Exchange]:
+    """What is drawn from the world, each as it is asked for: whoever asks may draw from `rng` in between."""
+    phrases = corpus.repeat_phrases(split) if part.num_exchanges else ()
+    for _ in range(part.num_exchanges):
+        yield world.draw(rng, split, rng.choice(part.skills) if part.skills else None, phrases)
 
 
 def _speed(rng: random.Random) -> float:
@@ -151,9 +156,14 @@ def _plan_agent(part: PartConfig, config: SynthConfig) -> list[Task]:
         texts.update(dict.fromkeys(world.memory_answers()))
         for name in ("talk", "long"):
             texts.update(dict.fromkeys(entry["answer"] for entry in world.skills()[name].values()))
-    if set(part.skills) - {"backchannel"}:
-        raise UserError(f"agent part {part.name!r} has skills {', '.join(part.skills)}; of an agent's there is only backchannel")
-    texts.update(dict.fromkeys(world.skills()["listening"] if part.skills else ()))
+    if set(part.skills) - {"backchannel"} and not part.num_exchanges:
+        raise UserError(
+            f"agent part {part.name!r} has skills {', '.join(part.skills)} and no num_exchanges to draw of them; of its own an agent has "
+            "only backchannel"
+        )
+    rng = random.Random(f"{part.seed}/{part.name}")
+    texts.update(dict.fromkeys(world.skills()["listening"] if "backchannel" in part.skills else ()))
+    texts.update(dict.fromkeys(exchange.answer for exchange in _exchanges(part, "train", rng) if exchange.answer))
     by_name = {p.name: p for p in config.parts}
     for name in part.answers_to:
         if name not in by_name:

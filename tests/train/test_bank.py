@@ -60,6 +60,8 @@ def test_plans_are_pure_and_hold_what_the_config_says(bank: TinyBank, monkeypatc
     assert needed <= set(spoken)
     listening = PartConfig("b", role="agent", skills=("backchannel",), fixed_answers=False)
     assert [t.text for t in plan_part(listening, bank.config)] == world.skills()["listening"]
+    sums = [t.text for t in plan_part(dataclasses.replace(listening, skills=("plus",), num_exchanges=30), bank.config)]
+    assert len(sums) == len(set(sums)) > 10 and all(re.fullmatch(r"[A-Z].* plus .* is .*\.", text) for text in sums)
     engines = plan_part(dataclasses.replace(user, engines=("flite",)), bank.config)
     assert {t.voice.split(":")[0] for t in engines} == {"flite"}
 
@@ -71,7 +73,8 @@ def test_plans_are_pure_and_hold_what_the_config_says(bank: TinyBank, monkeypatc
         ({"split": "holdout"}, "split 'holdout' is unknown; use one of train, val, test"),
         ({"engines": ("piper",)}, "no voice of engines piper is in split 'train'"),
         ({"role": "agent", "answers_to": ("nobody",)}, "answers 'nobody', which the config does not define"),
-        ({"role": "agent", "skills": ("plus",)}, "agent part 'user' has skills plus; of an agent's there is only backchannel"),
+        ({"role": "agent", "skills": ("plus",)}, "agent part 'user' has skills plus and no num_exchanges to draw of them"),
+        ({"role": "agent", "skills": ("pluss",)}, "bank part 'user' has the unknown skill 'pluss'; use some of"),
     ],
 )
 def test_impossible_parts_are_refused(bank: TinyBank, change: dict, message: str) -> None:
