@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,10 +37,19 @@ class WhisperAsr:
         )
         return " ".join(segment.text.strip() for segment in segments)
 
-    def words(self, audio: np.ndarray, only_speech: bool = False) -> list[TimedWord]:
-        """float32 [num_samples] at 16 kHz -> its words in order; `only_speech` leaves long silences out of what is listened to."""
+    def words(self, audio: np.ndarray, only_speech: bool = False, least_logprob: float = -math.inf) -> list[TimedWord]:
+        """The words of a recording, in order.
+
+        Args:
+            audio: float32 [num_samples] at 16 kHz.
+            only_speech: Leave long silences out of what is listened to.
+            least_logprob: No words at all where those of a stretch are less likely than that, a token on average.
+        """
         segments, _ = self._model.transcribe(
             np.ascontiguousarray(audio, np.float32), beam_size=1, language="en", condition_on_previous_text=False, temperature=0.0,
             word_timestamps=True, vad_filter=only_speech,
         )  # fmt: skip
-        return [TimedWord(w.word.strip(), float(w.start), float(w.end)) for segment in segments for w in segment.words or []]
+        heard = list(segments)
+        if any(segment.avg_logprob < least_logprob for segment in heard):
+            return []
+        return [TimedWord(w.word.strip(), float(w.start), float(w.end)) for segment in heard for w in segment.words or []]

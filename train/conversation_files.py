@@ -21,7 +21,7 @@ from codec.plain import one_line, parse_json, shown
 from duplex.errors import UserError
 from train.bank import AGENT_HZ, USER_HZ
 from train.conversation import Conversation, Spoken
-from train.cut_files import as_words, load_voice, read_cuts, read_lines, read_recording
+from train.cut_files import SUFFIXES, as_words, load_voice, read_cuts, read_lines, read_recording
 from train.voices.base import WordTime
 
 Recognizer = Callable[[np.ndarray], Sequence[WordTime]]  # float32 [num_samples] at 16 kHz -> its words
@@ -32,7 +32,6 @@ _MAIN_SPEAKER = "SPEAKER_MAIN"
 _MIN_USER_HZ, _MIN_AGENT_HZ, _MAX_HZ = 8000, 16000, 192000
 _LENGTH_SLACK_S = 0.5
 _TIMESTAMP = re.compile(r"<\|\d+\|>")
-_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
 
 def find_conversations(source: Path, agent_channel: int = 0, recognizer: Recognizer | None = None) -> Iterator[Callable[[], Conversation]]:
@@ -49,9 +48,9 @@ def find_conversations(source: Path, agent_channel: int = 0, recognizer: Recogni
     if source.is_dir() and list(source.glob("cuts.*.jsonl*")):
         yield from _find_cuts(source)
     elif source.is_dir():
-        paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in _SUFFIXES)
+        paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES)
         if not paths:
-            raise UserError(f"{source} holds no recordings ({', '.join(_SUFFIXES)}) and no Lhotse Shar; give a folder that does")
+            raise UserError(f"{source} holds no recordings ({', '.join(SUFFIXES)}) and no Lhotse Shar; give a folder that does")
         for path in paths:
             yield partial(read_stereo, path, _name(path.relative_to(source)), agent_channel, recognizer)
     elif source.name.endswith((".jsonl", ".jsonl.gz")) and source.is_file():

@@ -22,6 +22,7 @@ from codec.plain import is_file, one_line, parse_json, shown
 from duplex.errors import UserError
 
 MAX_LINE_BYTES = 1 << 24
+SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")  # of recordings
 MAX_HOURS = 4
 _BROKEN = (OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError, RuntimeError, zlib.error,
            tarfile.TarError)  # fmt: skip  # what readers raise for what they do not expect
@@ -140,6 +141,18 @@ def load_voice(cut: Any, recording: Any, where: str) -> np.ndarray:
         return np.pad(audio[:, channel], (0, length - len(audio)))
     except _BROKEN as error:
         raise UserError(f"the audio of {where} cannot be read ({one_line(error)}); put the file where the cut says") from error
+
+
+def find_recordings(folder: str | Path) -> list[Path]:
+    """Every recording below a folder, in order.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not found:
+        raise UserError(f"{folder} has no recordings; put {', '.join(SUFFIXES)} files there")
+    return found
 
 
 def read_recording(source: str | Path | IO[bytes], start: int = 0, length: int | None = None) -> tuple[np.ndarray, int]:

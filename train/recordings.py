@@ -10,10 +10,9 @@ import soxr
 from codec.plain import one_line
 from duplex.errors import UserError
 from train.bank import USER_HZ, Utterance
-from train.cut_files import read_recording
+from train.cut_files import find_recordings, read_recording
 from train.synth import trim_bounds
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
 _SHORTEST_S = 0.3
 
 
@@ -24,7 +23,7 @@ def read_recordings(folder: str | Path, longest_s: float) -> list[Utterance]:
         UserError: there are none, or one cannot be read.
     """
     found: list[Utterance] = []
-    for path in sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES):
+    for path in find_recordings(folder):
         try:
             sound, rate_hz = read_recording(path)
         except ValueError as error:
@@ -38,5 +37,5 @@ def read_recordings(folder: str | Path, longest_s: float) -> list[Utterance]:
                 samples = np.round(part.clip(-1, 1) * 32767.0).astype(np.int16)
                 found.append(Utterance(f"{path.relative_to(folder)}-{i}", "", "recording", samples, USER_HZ))
     if not found:
-        raise UserError(f"{folder} has no recordings; put {', '.join(SUFFIXES)} files there")
+        raise UserError(f"{folder} has no recordings of {_SHORTEST_S} s or more; put longer ones there")
     return found

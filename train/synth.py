@@ -43,6 +43,7 @@ from train.bank import (
     write_json,
     writing,
 )
+from train.cut_files import find_recordings
 from train.open_questions import read_answers
 from train.voices import Speech, load_engine
 
@@ -62,6 +63,8 @@ class PartConfig:
         skills: Draw only these skills, evenly; empty draws all by their weights. `backchannel` in an agent part is what it says to show
             that it listens.
         num_sentences: Sentences of the chat corpus added, from `sentence_offset` on, less those that val or test ask to be repeated.
+        recordings: Folder of recordings of people that are added, each as it is, with the words that a recognizer hears in it; what it is
+            not sure of is left out (user).
         open_questions: Path of a file that `duplex ask` wrote: its questions of the split are added (user).
         answers_to: Agent only: user parts whose answers are spoken.
         fixed_answers: Agent only: also speak every answer that does not depend on a question's values.
@@ -76,6 +79,7 @@ class PartConfig:
     skills: tuple[str, ...] = ()
     num_sentences: int = 0
     sentence_offset: int = 0
+    recordings: str = ""
     open_questions: str = ""
     answers_to: tuple[str, ...] = ()
     fixed_answers: bool = True
@@ -126,6 +130,8 @@ def plan_part(part: PartConfig, config: SynthConfig) -> list[Task]:
         )
     for i, text in enumerate(_sentences(part)):
         tasks.append(Task(f"{part.name}-s{i:06d}", text, rng.choice(voices), _speed(rng), "sentence"))
+    for i, path in enumerate(find_recordings(part.recordings) if part.recordings else []):
+        tasks.append(Task(f"{part.name}-r{i:06d}", "", f"recorded:{path}", 1.0, "sentence"))
     for i, exchange in enumerate(read_answers(part.open_questions, part.split) if part.open_questions else []):
         tasks.append(Task(f"{part.name}-o{i:06d}", exchange.question, rng.choice(voices), _speed(rng), exchange.skill, exchange.answer))
     return tasks
@@ -193,7 +199,7 @@ def trim_bounds(audio: np.ndarray, rate_hz: int, floor_db: float = -42.0) -> tup
 
 
 def _speak(task: Task, speech: Speech, rate_hz: int):
-    """Trim, resample and wrap one sentence as a Lhotse cut; None when nothing is audible."""
+    """Trim, resample and wrap one sentence as a Lhotse cut; None when nothing is audible or known of it."""
     import io
 
     import soundfile
@@ -202,7 +208,8 @@ def _speak(task: Task, speech: Speech, rate_hz: int):
     from lhotse.supervision import AlignmentItem
 
     start, end = trim_bounds(speech.audio, speech.sample_rate_hz)
-    if end - start < speech.sample_rate_hz // 10:
+    text = task.text or " ".join(w.word for w in speech.words)
+    if end - start < speech.sample_rate_hz // 10 or not text:
         return None
     audio = soxr.resample(speech.audio[start:end], speech.sample_rate_hz, rate_hz)
     audio = np.clip(audio, -0.999, 0.999)
@@ -214,7 +221,7 @@ def _speak(task: Task, speech: Speech, rate_hz: int):
     buffer = io.BytesIO()
     soundfile.write(buffer, audio, rate_hz, format="WAV", subtype="PCM_16")
     supervision = SupervisionSegment(
-        task.id, task.id, 0, duration, text=task.text, language="en", speaker=task.voice, alignment={"word": words} if words else None
+        task.id, task.id, 0, duration, text=text, language="en", speaker=task.voice, alignment={"word": words} if words else None
     )
     custom = {"skill": task.skill, "answer": task.answer, "value": task.value, "sample_rate_hz": rate_hz}
     return MonoCut(task.id, 0, duration, 0, [supervision], recording=Recording.from_bytes(buffer.getvalue(), task.id), custom=custom)

@@ -16,6 +16,7 @@ _ENGINES = {
     "hibari": "train.voices.hibari:HibariEngine",
     "kokoro": "train.voices.kokoro:KokoroEngine",
     "piper": "train.voices.piper:PiperEngine",
+    "recorded": "train.voices.recorded:RecordedEngine",
 }
 
 
