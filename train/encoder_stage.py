@@ -24,7 +24,7 @@ from train.composer import render_user
 from train.layout import lay_heard
 from train.loader import StepLoader, batch_generator
 from train.precision import autocast
-from train.pretrained import load_encoder, whisper_encoder_weights
+from train.pretrained import load_encoder, load_whisper
 from train.recordings import read_recordings
 from train.schedule import warmup_cosine
 from train.sources import read_checkpoint, read_tensors, read_vocab, with_optional
@@ -375,19 +375,6 @@ class EncoderStage(lightning.LightningModule):
             words = batch.heard > Vocab.eos
             missed = (self.listener(hidden).argmax(-1) != batch.heard)[words].float().mean()
             self.log("val_missed", missed, batch_size=int(words.sum()), prog_bar=True, sync_dist=True)
-
-
-def load_whisper(encoder: nn.Module, source: str) -> None:
-    """Load Whisper's weights into a `CausalWhisper`; what Whisper does not have stays as it is.
-
-    Raises:
-        UserError: `encoder` is no Whisper encoder or of another size, or there are no weights at `source`.
-    """
-    own, weights = encoder.state_dict(), whisper_encoder_weights(source)
-    wrong = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
-    if wrong:
-        raise UserError(f"{source} does not fit the configured encoder: {wrong[0]} differs; set `encoder` to a WhisperConfig of its shape")
-    encoder.load_state_dict(weights, strict=False)
 
 
 def random_first_frame(generator: torch.Generator) -> int:

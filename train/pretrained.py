@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from codec.checkpoint import build_config, read_yaml, write_files
 from duplex.checkpoint import FORMAT as CHECKPOINT_FORMAT
@@ -69,6 +69,19 @@ def load_encoder(encoder: Encoder, config: EncoderConfig, folder: str | Path) ->
         weights = {name.removeprefix("encoder."): value.float() for name, value in weights.items() if name.startswith("encoder.")}
     check_fit(folder, weights, {name: value.shape for name, value in encoder.state_dict().items()})
     encoder.load_state_dict(weights)
+
+
+def load_whisper(encoder: nn.Module, source: str) -> None:
+    """Load Whisper's weights into a `CausalWhisper`; what Whisper does not have stays as it is.
+
+    Raises:
+        UserError: `encoder` is no Whisper encoder or of another size, or there are no weights at `source`.
+    """
+    own, weights = encoder.state_dict(), whisper_encoder_weights(source)
+    wrong = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
+    if wrong:
+        raise UserError(f"{source} does not fit the configured encoder: {wrong[0]} differs; set `encoder` to a WhisperConfig of its shape")
+    encoder.load_state_dict(weights, strict=False)
 
 
 def whisper_encoder_weights(source: str) -> dict[str, Tensor]:

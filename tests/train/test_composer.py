@@ -92,21 +92,6 @@ def test_some_answers_come_late(cast: Cast) -> None:
     assert set(gaps) == {4, 5, 7, 8, 9} and 0.2 < sum(gap > 5 for gap in gaps) / len(gaps) < 0.4
 
 
-def test_the_user_may_let_time_pass(cast: Cast) -> None:
-    config = ComposerConfig(idle_probability=0.5, idle_frames=(30, 60), interruption_probability=0.0, long_interruption_probability=0.0)
-    firsts, pauses = [], []
-    for seed in range(60):
-        timeline = compose(cast, config, AugmentConfig(), np.random.default_rng(seed))
-        asked = [turn for turn in timeline.user if turn.kind == "question"]
-        firsts.append(asked[0].start_sample / FRAME)
-        ends = [agent.cut_frame for agent in timeline.agent]
-        pauses += [turn.start_sample / FRAME - end for turn, end in zip(asked[1:], ends, strict=False)]
-    for frames, usual in ((firsts, (2, 14)), (pauses, config.silence_frames)):
-        idle = [n for n in frames if n > usual[1]]
-        assert all(usual[0] <= n <= usual[1] or 30 <= n <= 60 for n in frames)
-        assert 0.2 < len(idle) / len(frames) < 0.8
-
-
 def test_nobody_overlaps_himself(timelines: list[Timeline]) -> None:
     for timeline in timelines:
         assert all(a.end_sample <= b.start_sample for a, b in zip(timeline.user, timeline.user[1:], strict=False))

@@ -15,8 +15,7 @@ from duplex.config import FastConformerConfig, WhisperConfig
 from duplex.errors import UserError
 from duplex.model import build_encoder
 from duplex.whisper import CausalWhisper
-from train.encoder_stage import load_whisper
-from train.pretrained import load_encoder, whisper_encoder_weights
+from train.pretrained import load_encoder, load_whisper, whisper_encoder_weights
 
 TINY = WhisperConfig(num_mels=20, token_width=16, num_layers=2, num_heads=2, ff_width=24, window_tokens=12, width=10)
 OURS = ("stack.", "ctc.")
