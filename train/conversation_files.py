@@ -21,7 +21,7 @@ from codec.plain import one_line, parse_json, shown
 from duplex.errors import UserError
 from train.bank import AGENT_HZ, USER_HZ
 from train.conversation import Conversation, Spoken
-from train.cut_files import SUFFIXES, as_words, load_voice, read_cuts, read_lines, read_recording
+from train.cut_files import SUFFIXES, as_words, load_voice, read_cuts, read_lines, read_recording, sound_files
 from train.voices.base import WordTime
 
 Recognizer = Callable[[np.ndarray], Sequence[WordTime]]  # float32 [num_samples] at 16 kHz -> its words
@@ -48,7 +48,7 @@ def find_conversations(source: Path, agent_channel: int = 0, recognizer: Recogni
     if source.is_dir() and list(source.glob("cuts.*.jsonl*")):
         yield from _find_cuts(source)
     elif source.is_dir():
-        paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES)
+        paths = sound_files(source)
         if not paths:
             raise UserError(f"{source} holds no recordings ({', '.join(SUFFIXES)}) and no Lhotse Shar; give a folder that does")
         for path in paths:

@@ -143,16 +143,36 @@ def load_voice(cut: Any, recording: Any, where: str) -> np.ndarray:
         raise UserError(f"the audio of {where} cannot be read ({one_line(error)}); put the file where the cut says") from error
 
 
+def sound_files(folder: str | Path) -> list[Path]:
+    """Every file below a folder that is named as sound is, in order."""
+    return sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
+
+
 def find_recordings(folder: str | Path) -> list[Path]:
-    """Every recording below a folder, in order.
+    """`sound_files`, of which there must be some.
 
     Raises:
         UserError: there are none.
     """
-    found = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
+    found = sound_files(folder)
     if not found:
         raise UserError(f"{folder} has no recordings; put {', '.join(SUFFIXES)} files there")
     return found
+
+
+def read_voice(path: str | Path, rate_hz: int) -> np.ndarray:
+    """A recording, its channels mixed, float32 [num_samples] at `rate_hz`.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    import soxr
+
+    try:
+        sound, own_hz = read_recording(path)
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read ({one_line(error)}); take it out of its folder or convert it to wav") from error
+    return soxr.resample(sound.mean(1), own_hz, rate_hz)
 
 
 def read_recording(source: str | Path | IO[bytes], start: int = 0, length: int | None = None) -> tuple[np.ndarray, int]:

@@ -24,7 +24,7 @@ from train.composer import render_user
 from train.layout import lay_heard
 from train.loader import StepLoader, batch_generator
 from train.precision import autocast
-from train.pretrained import load_encoder, load_whisper
+from train.pretrained import load_encoder, load_whisper, part_of
 from train.recordings import read_recordings
 from train.schedule import warmup_cosine
 from train.sources import read_checkpoint, read_tensors, read_vocab, with_optional
@@ -313,11 +313,7 @@ class EncoderStage(lightning.LightningModule):
     def _load_heads(self, folder: str) -> None:
         """Begin with the recognizer that an exported checkpoint has; and, which none keeps, guess characters as CTC names them."""
         assert self.listener is not None
-        weights = {
-            name.removeprefix("recognizer."): value.float()
-            for name, value in read_tensors(Path(folder) / "model.safetensors").items()
-            if name.startswith("recognizer.")
-        }
+        weights = part_of(read_tensors(Path(folder) / "model.safetensors"), "recognizer.")
         own = self.listener.state_dict()
         if {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in own.items()}:
             self.listener.load_state_dict(weights)

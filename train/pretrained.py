@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -66,9 +67,14 @@ def load_encoder(encoder: Encoder, config: EncoderConfig, folder: str | Path) ->
         raise UserError(f"the config's encoder has {', '.join(differing)}; write those of {path} into the config")
     weights = read_tensors(folder / "model.safetensors")
     if exported:
-        weights = {name.removeprefix("encoder."): value.float() for name, value in weights.items() if name.startswith("encoder.")}
+        weights = part_of(weights, "encoder.")
     check_fit(folder, weights, {name: value.shape for name, value in encoder.state_dict().items()})
     encoder.load_state_dict(weights)
+
+
+def part_of(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The weights of one part of an exported model, under its own names, float32."""
+    return {name.removeprefix(prefix): value.float() for name, value in weights.items() if name.startswith(prefix)}
 
 
 def load_whisper(encoder: nn.Module, source: str) -> None:

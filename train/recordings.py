@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import soxr
 
-from codec.plain import one_line
 from duplex.errors import UserError
 from train.bank import USER_HZ, Utterance
-from train.cut_files import find_recordings, read_recording
+from train.cut_files import find_recordings, read_voice
 from train.synth import trim_bounds
 
 _SHORTEST_S = 0.3
@@ -24,11 +22,7 @@ def read_recordings(folder: str | Path, longest_s: float) -> list[Utterance]:
     """
     found: list[Utterance] = []
     for path in find_recordings(folder):
-        try:
-            sound, rate_hz = read_recording(path)
-        except ValueError as error:
-            raise UserError(f"{path} cannot be read ({one_line(error)}); take it out of {folder} or convert it to wav") from error
-        audio = soxr.resample(sound.mean(1), rate_hz, USER_HZ)
+        audio = read_voice(path, USER_HZ)
         start, end = trim_bounds(audio, USER_HZ)
         piece = round(longest_s * USER_HZ)
         for i, at in enumerate(range(start, end, piece)):

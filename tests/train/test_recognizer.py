@@ -44,7 +44,6 @@ def test_the_model_takes_ears_and_words_from_the_encoder_stage(bank: TinyBank, t
 def test_the_encoder_stage_goes_on_from_an_exported_checkpoint(bank: TinyBank, tmp_path: Path) -> None:
     data = conversations(bank, tmp_path, 1)
     data.setup("fit")  # makes the tokenizer
-    assert data.vocab.size > 0
     config = dataclasses.replace(bank.model, vocab_size=data.vocab.size)
     model = DuplexModel(config)
     save_speaker(model, data.vocab, load_codec(bank.codec), tmp_path / "exported", torch.float32)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import soxr
 from num2words import num2words
 
-from codec.plain import one_line
-from duplex.errors import UserError
 from duplex.vocab import MARKS
 from train.asr import WhisperAsr
 from train.bank import USER_HZ
-from train.cut_files import read_recording
+from train.cut_files import read_voice
 from train.voices.base import Speech, WordTime
 
 LEAST_LOGPROB = -0.7  # a token, on average; the recognizer is often wrong in what it is less sure of
@@ -29,11 +26,7 @@ class RecordedEngine:
         Raises:
             UserError: it cannot be read.
         """
-        try:
-            sound, rate_hz = read_recording(voice)
-        except ValueError as error:
-            raise UserError(f"{voice} cannot be read ({one_line(error)}); take it out of its folder or convert it to wav") from error
-        audio = soxr.resample(sound.mean(1), rate_hz, USER_HZ)
+        audio = read_voice(voice, USER_HZ)
         heard = self._asr.words(audio, least_logprob=LEAST_LOGPROB)
         words = [WordTime(spell(word.text), word.start_s, max(word.end_s - LATE_S, word.start_s)) for word in heard]
         return Speech(audio, USER_HZ, tuple(word for word in words if word.word))
