@@ -24,6 +24,9 @@ _ONES = (
 ).split()
 _TENS = ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
+# An aside sounds otherwise with every mark behind it: asked, exclaimed, left hanging.
+_MELODIES = ("", ".", "!", "?", "...", ",")
+
 # How often each skill is asked. `go_on` only makes sense after a `stop`, a `backchannel` inside an answer: the composer puts them there.
 # `open` questions, see `train.open_questions`, are not of this world: a config that has them gives their weight.
 SKILL_WEIGHTS = {
@@ -108,8 +111,8 @@ def draw(rng: random.Random, split: str, skill: str | None = None, phrases: Sequ
     """
     name = skill or rng.choices(list(SKILL_WEIGHTS), list(SKILL_WEIGHTS.values()))[0]
     question, answer, value = _DRAW.get(name, _draw_fact)(rng, split, name, phrases)
-    if split == "train" and name != "backchannel":
-        question = _dress(rng, question, name)
+    if split == "train":
+        question = question + rng.choice(_MELODIES) if name == "backchannel" else _dress(rng, question, name)
     return Exchange(name, question, answer, value)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 import tempfile
 
 import numpy as np
@@ -18,6 +19,8 @@ from train.voices.base import Speech, match_words
 
 _DURATIONS = "/Cast_32_output_0"  # phoneme durations in the graph, unit 25 ms
 _UNIT_S = 0.025
+_RESPELLED = {"Maria": "Mareea"}  # names that it stresses wrongly: this one's first syllable, which makes it "Mario"
+_NAMES = re.compile("|".join(rf"\b{name}\b" for name in _RESPELLED))
 
 
 class HibariEngine:
@@ -40,7 +43,7 @@ class HibariEngine:
         """Speak `text`; the same arguments give the same samples."""
         from hibari import dsp
 
-        phonemes = " ".join(self._tts.phonemize(text))
+        phonemes = " ".join(self._tts.phonemize(_NAMES.sub(lambda found: _RESPELLED[found[0]], text)))
         ids = [0, *[self._tts.vocab[c] for c in phonemes if c in self._tts.vocab], 0]
         feed = {"ids": np.asarray([ids], np.int64), "speed": np.asarray([speed], np.float32)}
         names = [output.name for output in self._session.get_outputs()]
