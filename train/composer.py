@@ -52,7 +52,8 @@ class ComposerConfig:
         agent_backchannel_probability: That the agent says "uh huh" or the like into a pause of the user's turn, where it is long enough
             and the agent has such words.
         agent_backchannel_frames: How far into the pause it does so, ends included.
-        backchannel_probability: That the user says "uh huh" or the like, wanting no turn, into an answer that is long enough.
+        backchannel_probability: That the user says "uh huh" or the like, wanting no turn, into an answer, or before an interruption of it,
+            where there is time.
     """
 
     num_frames: int = 300
@@ -204,11 +205,12 @@ def compose(cast: Cast, config: ComposerConfig, augment: AugmentConfig, rng: Gen
         end = begin + len(answer.codes)
         onset = _interruption(question, begin, len(answer.codes), config, rng)
         agents.append(AgentTurn(answer, begin, end, len(users) - 1))
+        undisturbed = len(answer.codes) if onset is None else onset // USER_FRAME_SAMPLES - begin
+        users += _backchannel(cast, begin, undisturbed, config, augment, rng)
         if onset is not None:
             start, kind, memory.last = onset, "interruption", None
             memory.rest = rest_of(answer, min(onset // USER_FRAME_SAMPLES + config.stop_frames[0], end) - begin)
         else:
-            users += _backchannel(cast, begin, len(answer.codes), config, augment, rng)
             pause = _silence(config.silence_frames, config, rng)
             if kind != "interruption" or not _is_stop(question):
                 memory.rest = None
@@ -318,7 +320,7 @@ def _interruption(question: Utterance, begin: int, length: int, config: Composer
 
 
 def _backchannel(cast: Cast, begin: int, length: int, config: ComposerConfig, augment: AugmentConfig, rng: Generator) -> list[UserTurn]:
-    """Something short said into an answer of `length` frames, or nothing."""
+    """Something short said into the first `length` frames of an answer, or nothing."""
     if not cast.can_ask("backchannel") or rng.random() >= config.backchannel_probability:
         return []
     utterance = cast.draw(rng, "backchannel")
