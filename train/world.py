@@ -111,8 +111,8 @@ def draw(rng: random.Random, split: str, skill: str | None = None, phrases: Sequ
     """
     name = skill or rng.choices(list(SKILL_WEIGHTS), list(SKILL_WEIGHTS.values()))[0]
     question, answer, value = _DRAW.get(name, _draw_fact)(rng, split, name, phrases)
-    if split == "train":
-        question = question + rng.choice(_MELODIES) if name == "backchannel" else _dress(rng, question, name)
+    if split == "train" and name != "backchannel":
+        question = _dress(rng, question, name)
     return Exchange(name, question, answer, value)
 
 
@@ -187,6 +187,19 @@ def _draw_ask(rng, split, name, phrases):
     return rng.choice(phrasings(name, split)), None, ""
 
 
+def _draw_aside(rng, split, name, phrases):
+    text = rng.choice(phrasings(name, split))
+    return (_two_in_one(rng, text) + rng.choice(_MELODIES) if split == "train" else text), None, ""
+
+
+def _two_in_one(rng: random.Random, aside: str) -> str:
+    """Half the time with a word of agreement or surprise before it ("well" and "I see"), where no other split says that."""
+    first = rng.choice([text for text in phrasings("backchannel", "train") if " " not in text])
+    both = f"{first} {aside}"
+    held_out = {text.lower() for split in ("val", "test") for text in phrasings("backchannel", split)}
+    return aside if rng.random() < 0.5 or both.lower() in held_out else both
+
+
 def _draw_fixed(rng, split, name, phrases):
     intent = rng.choice(list(skills()[name]))
     entry = skills()[name][intent]
@@ -206,7 +219,7 @@ def _draw_control(rng, split, name, phrases):
 _DRAW = {
     "plus": _draw_sum, "minus": _draw_sum, "times": _draw_sum, "repeat": _draw_repeat, "name_tell": _draw_tell, "like_tell": _draw_tell,
     "name_ask": _draw_ask, "like_ask": _draw_ask, "talk": _draw_fixed, "long": _draw_fixed, "unknown": _draw_unknown,
-    "again": _draw_control, "go_on": _draw_control, "backchannel": _draw_ask,
+    "again": _draw_control, "go_on": _draw_control, "backchannel": _draw_aside,
 }  # fmt: skip
 
 

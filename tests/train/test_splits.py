@@ -49,6 +49,12 @@ def test_no_phrasing_leaks_from_train(split: str) -> None:
     assert sorted(held_out & dressed()) == []
 
 
+def test_no_aside_of_val_or_test_is_put_together_in_train() -> None:
+    said = {spoken(world.draw(random.Random(i), "train", "backchannel").question).strip(".,!?") for i in range(20000)}
+    assert len(said) > 5000 and sum(text.endswith(" i see") for text in said) > 20
+    assert said & {spoken(text) for split in ("val", "test") for text in world.phrasings("backchannel", split)} == set()
+
+
 def test_no_phrasing_is_in_both_val_and_test() -> None:
     assert {t for _, t in asked("val")} & {t for _, t in asked("test")} == set()
 
