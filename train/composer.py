@@ -41,6 +41,8 @@ class ComposerConfig:
         stop_frames: How long the agent goes on after an interruption begins, ends included.
         stop_after_word: Where given, the agent goes on until so many frames after the end of the first word that tells the interruption
             from a backchannel ("I see" from "I need two plus two", "alright" from "alright, what is"), ends included, within `stop_frames`.
+        late_stop_probability: That the agent lets the moment to stop pass and stops a frame later, or, each half as often, two, three and
+            more. Who always stops at one moment never stops once it has let that moment pass.
         silence_frames: Between the agent's end and the user's next turn, ends included.
         idle_probability, idle_frames: That the user lets so many frames pass instead, before the first turn too. Who always has somebody
             asking soon takes the murmur of a room for a question.
@@ -66,6 +68,7 @@ class ComposerConfig:
     long_interruption_probability: float = 0.7
     stop_frames: tuple[int, int] = (2, 4)
     stop_after_word: tuple[int, int] | None = None
+    late_stop_probability: float = 0.0
     silence_frames: tuple[int, int] = (4, 24)
     idle_probability: float = 0.0
     idle_frames: tuple[int, int] = (30, 90)
@@ -279,6 +282,8 @@ def _cut(agent: AgentTurn, turn: UserTurn, cast: Cast, config: ComposerConfig, r
         told = -(-(turn.start_sample + word.end_sample) // USER_FRAME_SAMPLES)
         stop = told + int(rng.integers(config.stop_after_word[0], config.stop_after_word[1] + 1))
         stop = min(max(stop, onset + config.stop_frames[0]), onset + config.stop_frames[1])
+    if config.late_stop_probability and rng.random() < config.late_stop_probability:
+        stop += int(rng.geometric(0.5))
     return replace(agent, cut_frame=min(stop, agent.cut_frame))
 
 

@@ -391,6 +391,22 @@ def test_the_agent_stops_once_the_words_tell(cast: Cast) -> None:
     assert {(1, 0), (1, 1)} <= seen and any(words == 3 for words, _ in seen)
 
 
+def test_some_stops_come_late(cast: Cast) -> None:
+    config = dataclasses.replace(
+        CONFIG, long_interruption_probability=1.0, stop_frames=(3, 3), stop_probability=0.0, backchannel_probability=0.0
+    )
+    lateness: dict[float, list[int]] = {0.0: [], 0.5: []}
+    for chance, found in lateness.items():
+        for seed in range(60):
+            timeline = compose(cast, dataclasses.replace(config, late_stop_probability=chance), PLAIN, np.random.default_rng(seed))
+            for agent in timeline.agent:
+                after = followed(timeline, agent.answers)
+                if agent.interrupted and after is not None and agent.cut_frame < agent.start_frame + len(agent.utterance.codes):
+                    found.append(agent.cut_frame - after.start_sample // FRAME - 3)
+    assert set(lateness[0.0]) == {0} and {0, 1, 2, 3} <= set(lateness[0.5])
+    assert 0.35 < np.mean(np.array(lateness[0.5]) > 0) < 0.65
+
+
 def test_the_agent_comes_back_where_it_speaks_and_nowhere_else(cast: Cast, timelines: list[Timeline]) -> None:
     for seed, timeline in enumerate(timelines[:10]):
         agent = render_agent(timeline)
