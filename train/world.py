@@ -194,10 +194,11 @@ def _draw_aside(rng, split, name, phrases):
 
 def _two_in_one(rng: random.Random, aside: str) -> str:
     """Half the time with a word of agreement or surprise before it ("well" and "I see"), where no other split says that."""
+    if rng.random() < 0.5:
+        return aside
     first = rng.choice([text for text in phrasings("backchannel", "train") if " " not in text])
     both = f"{first} {aside}"
-    held_out = {text.lower() for split in ("val", "test") for text in phrasings("backchannel", split)}
-    return aside if rng.random() < 0.5 or both.lower() in held_out else both
+    return aside if both in phrasings("backchannel", "val") + phrasings("backchannel", "test") else both
 
 
 def _draw_fixed(rng, split, name, phrases):
