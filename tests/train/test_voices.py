@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import soxr
 
 from train.asr import WhisperAsr
 from train.voices import load_engine
 
 
+@pytest.mark.slow
 def test_hibari_says_maria_as_she_is_called() -> None:
     speech = load_engine("hibari").synthesize("Nice to meet you, Maria.", "heart")
     audio = soxr.resample(np.pad(speech.audio, 4800), speech.sample_rate_hz, 16000)
