@@ -12,7 +12,7 @@ _SAME_SOUND = {
     "to": "two", "too": "two", "for": "four", "fore": "four", "ate": "eight", "won": "one", "grey": "gray", "ok": "okay", "sea": "see",
     "son": "sun", "read": "red", "blew": "blue", "write": "right", "weak": "week", "wait": "weight", "hi": "high", "bye": "by",
     "buy": "by", "bored": "board", "wood": "would", "know": "no", "hear": "here", "neighbour": "neighbor", "colour": "color",
-    "dessert": "desert", "bah": "baa", "ba": "baa", "neigh": "nay", "miao": "meow", "miaow": "meow", "meat": "meet", "capitol": "capital",
+    "dessert": "desert", "neigh": "nay", "miao": "meow", "miaow": "meow", "meat": "meet", "capitol": "capital",
     "roam": "rome", "chilly": "chile", "grease": "greece", "deli": "delhi", "knight": "night", "mourning": "morning", "their": "there",
     "reign": "rain", "rein": "rain", "rode": "road", "bred": "bread", "carat": "carrot", "sighed": "side", "daze": "days", "knot": "not",
     "inn": "in", "due": "do", "dew": "do", "eye": "i", "hoarse": "horse", "lite": "light", "favourite": "favorite", "dr": "doctor",

@@ -19,7 +19,7 @@ from train.bank import USER_HZ
         ("So what comes after Monday?", "After Monday comes Tuesday."),
         ("Tell me the opposite of hot.", "The opposite of hot is cold."),
         ("What color is the sea?", "The sea is blue."),
-        ("What does a dog say?", "A dog says woof."),
+        ("What does a dog say?", "A dog says bark."),
         ("Repeat after me, river, apple.", "River, apple."),
         ("Name the days of the week.", "The days of the week are Monday, Tuesday, Wednesday, Thursday, Friday, Saturday and Sunday."),
         ("How many days are in a week?", "There are seven days in a week."),

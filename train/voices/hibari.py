@@ -19,7 +19,7 @@ from train.voices.base import Speech, match_words
 
 _DURATIONS = "/Cast_32_output_0"  # phoneme durations in the graph, unit 25 ms
 _UNIT_S = 0.025
-_RESPELLED = {"Maria": "Mareea"}  # names that it stresses wrongly: this one's first syllable, which makes it "Mario"
+_RESPELLED = {"Maria": "Mareea", "Ankara": "Ankera"}  # names that it stresses wrongly: it says "Mario", and "Ankara" as if of two words
 _NAMES = re.compile("|".join(rf"\b{name}\b" for name in _RESPELLED))
 
 
