@@ -62,6 +62,7 @@ class PartConfig:
         num_exchanges: Questions drawn from the world; of an agent part, their answers.
         skills: Draw only these skills, evenly; empty draws all by their weights. `backchannel` in an agent part is what it says to show
             that it listens.
+        num_phrases: Short sentences of the chat corpus added that are to be repeated, each another; as `train` asks for it.
         num_sentences: Sentences of the chat corpus added, from `sentence_offset` on, less those that val or test ask to be repeated.
         recordings: Folder of recordings of people that are added, each as it is, with the words that a recognizer hears in it; what it is
             not sure of is left out (user).
@@ -77,6 +78,7 @@ class PartConfig:
     engines: tuple[str, ...] = ()
     num_exchanges: int = 0
     skills: tuple[str, ...] = ()
+    num_phrases: int = 0
     num_sentences: int = 0
     sentence_offset: int = 0
     recordings: str = ""
@@ -139,9 +141,16 @@ def plan_part(part: PartConfig, config: SynthConfig) -> list[Task]:
 
 def _exchanges(part: PartConfig, split: str, rng: random.Random) -> Iterator[world.Exchange]:
     """What is drawn from the world, each as it is asked for: whoever asks may draw from `rng` in between."""
-    phrases = corpus.repeat_phrases(split) if part.num_exchanges else ()
+    phrases = corpus.repeat_phrases(split) if part.num_exchanges or part.num_phrases else ()
     for _ in range(part.num_exchanges):
         yield world.draw(rng, split, rng.choice(part.skills) if part.skills else None, phrases)
+    if part.num_phrases > len(phrases) or (part.num_phrases and split != "train"):
+        raise UserError(
+            f"bank part {part.name!r} wants {part.num_phrases} phrases of split {split!r}; train has "
+            f"{len(corpus.repeat_phrases('train'))}, the others none"
+        )
+    for phrase in rng.sample(phrases, part.num_phrases):
+        yield world.repeat(rng, phrase)
 
 
 def _speed(rng: random.Random) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from duplex.cli import main as duplex
 
 pytest.importorskip("lhotse")
 
-from train import synth_cli  # noqa: E402
-from train.synth import PartConfig, SynthConfig  # noqa: E402
+from duplex.errors import UserError  # noqa: E402
+from train import corpus, synth_cli  # noqa: E402
+from train.synth import PartConfig, SynthConfig, plan_part  # noqa: E402
 
 CONFIG = """
 bank: {bank}
@@ -130,3 +132,15 @@ def test_bad_options_are_one_sentence(config: Path, done: list[tuple], capsys, o
 def test_a_missing_config_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert duplex(["synth", "--config", str(tmp_path / "no.yaml")]) == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_phrases_to_repeat_are_each_another_and_those_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = tuple(f"Phrase {chr(97 + i)}" for i in range(20))
+    monkeypatch.setattr(corpus, "repeat_phrases", {"train": known, "val": ("Other",)}.__getitem__)
+    part = PartConfig("phrases", engines=("flite",), num_phrases=20, seed=3)
+    tasks = plan_part(part, SynthConfig("bank", [part]))
+    assert {task.skill for task in tasks} == {"repeat"} and {task.value for task in tasks} == set(known)
+    assert all(task.answer == f"{task.value}." and task.text.endswith(task.value) for task in tasks)
+    for wrong in (replace(part, num_phrases=21), replace(part, engines=(), num_phrases=1, split="val")):
+        with pytest.raises(UserError, match="train has 20, the others none"):
+            plan_part(wrong, SynthConfig("bank", [wrong]))
