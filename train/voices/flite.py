@@ -35,6 +35,7 @@ class FliteEngine:
         self._lib.utt_wave.restype = ctypes.POINTER(_Wave)
         self._lib.flite_ffeature_float.restype = ctypes.c_float
         self._lib.flite_init()
+        self._libc = ctypes.CDLL(None)
         self._voices: dict[str, ctypes.c_void_p] = {}
 
     def _voice(self, voice: str) -> ctypes.c_void_p:
@@ -52,6 +53,7 @@ class FliteEngine:
         lib, handle = self._lib, self._voice(voice)
         features = ctypes.cast(handle, ctypes.POINTER(_VoiceHead)).contents.features
         lib.flite_feat_set_float(ctypes.c_void_p(features), b"duration_stretch", ctypes.c_float(1.0 / speed))
+        self._libc.srand(1)  # its noise comes from the C library's rand(): each sentence begins with the same
         utterance = ctypes.c_void_p(lib.flite_synth_text(text.encode(), handle))
         wave = lib.utt_wave(utterance).contents
         audio = np.ctypeslib.as_array(wave.samples, (wave.num_samples,)).astype(np.float32) / 32768.0
