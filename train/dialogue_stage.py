@@ -131,6 +131,11 @@ def dialogue_losses(
     return Losses(total, text, codes, ctc, heard, own_words, presence, word_accuracy, hits / speaking)
 
 
+def codes_read(model: DuplexModel, codes: Tensor) -> Tensor:
+    """The codes that a teacher-forced model reads, each a frame late, silence first; codes [B, T, K]."""
+    return torch.cat([model.silence_codes.expand(len(codes), 1, -1), codes[:, :-1]], 1)
+
+
 def corrupt_codes(codes: Tensor, generator: torch.Generator, most: float) -> Tensor:
     """Damage the codes the model reads, so that it learns to go on after its own errors. codes [B, T, K].
 
@@ -326,8 +331,7 @@ class DialogueStage(lightning.LightningModule):
     def _losses(self, batch: ConversationBatch, generator: torch.Generator) -> Losses:
         model = self.model
         assert model is not None
-        previous = torch.cat([model.silence_codes.expand(len(batch.codes), 1, -1), batch.codes[:, :-1]], 1)
-        previous = corrupt_codes(previous, generator, self.corruption)
+        previous = corrupt_codes(codes_read(model, batch.codes), generator, self.corruption)
         features = heard = named = None
         if batch.audio is not None:
             features = mask_features(model.encoder.features(batch.audio), generator, time_masks=1, band_masks=1)
@@ -369,4 +373,4 @@ def stage_weights(path: str, prefix: str) -> dict[str, Tensor]:
     return merge_adapters(weights, saved["lora_scale"]) if "lora_scale" in saved else weights
 
 
-__all__ = ["DialogueStage", "LossConfig", "Losses", "corrupt_codes", "dialogue_losses", "stage_weights"]
+__all__ = ["DialogueStage", "LossConfig", "Losses", "codes_read", "corrupt_codes", "dialogue_losses", "stage_weights"]
