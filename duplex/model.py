@@ -17,7 +17,7 @@ from duplex.config import CacheAwareConfig, EncoderConfig, FastConformerConfig, 
 from duplex.encoder import Encoder, EncoderState
 from duplex.fastconformer import CausalFastConformer
 from duplex.knobs import KnobState, init_knobs, note_written, turn_knobs
-from duplex.recognizer import Recognizer, likely
+from duplex.recognizer import Recognizer
 from duplex.sampling import Sampling, sample_codes, sample_text
 from duplex.vocab import Vocab
 from duplex.whisper import CausalWhisper
@@ -183,13 +183,13 @@ class DuplexModel(nn.Module):
     def recognize(self, encoded: Tensor) -> Tensor:
         """How likely each word has just been said, [B, T, D_enc] -> [B, T, V]; for a model with a channel of heard words."""
         assert self.recognizer is not None
-        return likely(self.recognizer(encoded), encoded.dtype)
+        return self.recognizer(encoded).float().softmax(-1).to(encoded.dtype)
 
     def recognize_step(self, encoded: Tensor, state: ModelState) -> Tensor | None:
         """`recognize`, going on from `state`; None without a channel of heard words."""
         if self.recognizer is None:
             return None
-        return likely(self.recognizer.step(encoded, state.recognizer), encoded.dtype)
+        return self.recognizer.step(encoded, state.recognizer).float().softmax(-1).to(encoded.dtype)
 
     @torch.inference_mode()
     def step(
@@ -213,10 +213,10 @@ class DuplexModel(nn.Module):
         hidden = self.backbone.step(self.fuse(encoded, state.text[:, None], state.codes[:, None], words), state.backbone)
         logits = Logits(self.heads.text_logits(hidden), self.heads.level_logits(hidden))
         of_text, of_codes = (None, None) if uniforms is None else (uniforms[:, 0], uniforms[:, 1:].unflatten(1, self._code_draws))
-        of_next = logits.text[:, 0].float()
+        likely = logits.text[:, 0].float()
         if sampling.has_knobs:
-            of_next = turn_knobs(of_next, audio, state.knobs, sampling.eagerness, sampling.yielding)
-        text = sample_text(of_next, sampling, generator, of_text) if forced_text is None else forced_text
+            likely = turn_knobs(likely, audio, state.knobs, sampling.eagerness, sampling.yielding)
+        text = sample_text(likely, sampling, generator, of_text) if forced_text is None else forced_text
         codes = forced_codes
         if codes is None:
             codes = sample_codes(logits.levels[:, 0].float(), self.config.levels, sampling, generator, of_codes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from codec.linear import Linear
@@ -13,11 +12,6 @@ from duplex.config import BackboneConfig
 
 CONTEXT_FRAMES = 25
 _HEAD_WIDTH = 64
-
-
-def likely(logits: Tensor, dtype: torch.dtype) -> Tensor:
-    """From a recognizer's logits to how likely each word has just been said, [..., V]."""
-    return logits.float().softmax(-1).to(dtype)
 
 
 def decoder_shape(width: int, num_layers: int) -> BackboneConfig:

@@ -19,7 +19,7 @@ from duplex.checkpoint import plain_config
 from duplex.config import ModelConfig
 from duplex.errors import UserError
 from duplex.model import DuplexModel, TrainOutput
-from duplex.recognizer import Recognizer, likely
+from duplex.recognizer import Recognizer
 from duplex.vocab import Vocab
 from train.dialogue_data import ConversationBatch
 from train.encoder_stage import HEARD_SIL, ctc_loss, heard_loss, mask_features, random_first_frame
@@ -46,10 +46,8 @@ class LossConfig:
         scripted_text: Weight of the text of speak rows.
         ctc: Of the encoder's auxiliary CTC; 0 where the encoder rests all the time.
         heard: Of recognizing the user's words from the backbone's hidden states, which makes the backbone listen to every word.
-        recognized: Of recognizing them with the recognizer itself. Above 0 it learns, from its own words and from the answers, while the
-            encoder rests too; rows that are told other words than sound (`train.dubbing`) do not count.
         presence: Of telling speech from noise and nothing, where the model has a head for it; it changes nothing else.
-        heard_sil: Weight, inside `heard` and `recognized`, of frames after which no word has just ended.
+        heard_sil: Weight, inside it, of frames after which no word has just ended.
         read: Of the rows of words without sound.
     """
 
@@ -62,7 +60,6 @@ class LossConfig:
     scripted_text: float = 0.1
     ctc: float = 0.3
     heard: float = 1.0
-    recognized: float = 0.0
     presence: float = 1.0
     heard_sil: float = HEARD_SIL
     read: float = 0.5
@@ -77,24 +74,15 @@ class Losses:
     codes: Tensor
     ctc: Tensor
     heard: Tensor
-    recognized: Tensor
     presence: Tensor
     word_accuracy: Tensor
     level_accuracy: Tensor
 
 
 def dialogue_losses(
-    model: DuplexModel,
-    output: TrainOutput,
-    batch: ConversationBatch,
-    config: LossConfig,
-    listener: nn.Linear | None = None,
-    named: Tensor | None = None,
+    model: DuplexModel, output: TrainOutput, batch: ConversationBatch, config: LossConfig, listener: nn.Linear | None = None
 ) -> Losses:
-    """Weighted mean losses; every mask that multiplies also divides.
-
-    `listener` maps hidden states to the user's words; `named` [B, T, V] is what the recognizer makes of them.
-    """
+    """Weighted mean losses; every mask that multiplies also divides. `listener` maps hidden states to the user's words."""
     target = batch.text[:, 1:]
     weight = torch.full(target.shape, config.token, device=target.device)
     for token, value in ((Vocab.sil, config.sil), (Vocab.bos, config.bos), (Vocab.eos, config.eos)):
@@ -116,19 +104,14 @@ def dialogue_losses(
     heard = text.new_zeros(())
     if listener is not None and output.encoded is not None:
         heard = heard_loss(listener(output.hidden.float()), batch.heard, config.heard_sil)
-    own_words = text.new_zeros(())
-    if named is not None and config.recognized:
-        sounding = batch.heard if batch.told is None else batch.heard.masked_fill(batch.told[:, None], -100)
-        own_words = heard_loss(named, sounding, config.heard_sil)
     presence = text.new_zeros(())
     if model.presence is not None and output.encoded is not None and batch.presence is not None:
         presence = nn.functional.cross_entropy(model.presence(output.encoded.detach().float()).transpose(1, 2), batch.presence)
     is_word = (target > Vocab.eos) & ~batch.scripted[:, None]
     word_accuracy = ((text_logits.argmax(-1) == target) & is_word).sum() / is_word.sum().clamp_min(1)
     total = config.text * text + codes + config.ctc * ctc + config.heard * heard + config.presence * presence
-    total = total + config.recognized * own_words
     speaking = batch.speaking.sum().clamp_min(1) * len(model.config.levels)
-    return Losses(total, text, codes, ctc, heard, own_words, presence, word_accuracy, hits / speaking)
+    return Losses(total, text, codes, ctc, heard, presence, word_accuracy, hits / speaking)
 
 
 def codes_read(model: DuplexModel, codes: Tensor) -> Tensor:
@@ -157,8 +140,7 @@ class DialogueStage(lightning.LightningModule):
         num_steps: Steps of the schedule.
         model: Shape; vocabulary size and silence codes are taken from the data.
         learning_rate, encoder_learning_rate: Peak rates.
-        freeze_encoder_steps: For so many steps the encoder rests; None is all the time. The recognizer rests with it, see
-            `LossConfig.recognized`.
+        freeze_encoder_steps: For so many steps the encoder rests; None is all the time.
         warmup_steps: Linear warm-up.
         schedule: What follows it: a cosine to the end, or one over the square root of the step (the paper's).
         corruption: Largest rate of `corrupt_codes`.
@@ -239,9 +221,9 @@ class DialogueStage(lightning.LightningModule):
         if self.lora.rank:
             add_adapters(self.model.backbone, self.lora)
         if self.freeze_encoder_steps is None:
-            self.model.encoder.requires_grad_(False)
-            if self.model.recognizer is not None and not self.loss_config.recognized:
-                self.model.recognizer.requires_grad_(False)
+            for part in (self.model.encoder, self.model.recognizer):
+                if part is not None:
+                    part.requires_grad_(False)
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
             shard(self.model, self.listener, self.trainer.strategy.device_mesh["data_parallel"])
         if self.compile_backbone:
@@ -319,7 +301,7 @@ class DialogueStage(lightning.LightningModule):
         generator = batch_generator(batch_idx, self.trainer)
         losses = self._losses(batch, generator)
         total = losses.total
-        names = ("text", "codes", "ctc", "heard", "recognized", "presence", "word_accuracy", "level_accuracy")
+        names = ("text", "codes", "ctc", "heard", "presence", "word_accuracy", "level_accuracy")
         logs = {name: getattr(losses, name) for name in names}
         if batch.read is not None:
             read = self._losses(batch.read, generator)
@@ -332,21 +314,18 @@ class DialogueStage(lightning.LightningModule):
         model = self.model
         assert model is not None
         previous = corrupt_codes(codes_read(model, batch.codes), generator, self.corruption)
-        features = heard = named = None
+        features = heard = None
         if batch.audio is not None:
             features = mask_features(model.encoder.features(batch.audio), generator, time_masks=1, band_masks=1)
         elif not batch.scripted.all():
             heard = recognized(batch.heard, model.config.vocab_size, generator)
         with autocast(self.device):
             encoded = None if features is None else self._encode(features, random_first_frame(generator))
-            if encoded is not None and model.recognizer is not None:
-                named = model.recognizer(encoded)
-                heard = likely(named, encoded.dtype)
-                if batch.told is not None and batch.told.any():
-                    told = recognized(batch.heard, model.config.vocab_size, generator).to(encoded.dtype)
-                    heard = torch.where(batch.told[:, None, None], told, heard)
+            if encoded is not None and batch.told is not None and batch.told.any():
+                told = recognized(batch.heard, model.config.vocab_size, generator).to(encoded.dtype)
+                heard = torch.where(batch.told[:, None, None], told, model.recognize(encoded))
             output = model(batch.text[:, :-1], previous, encoded=encoded, heard=heard)
-        return dialogue_losses(model, output, batch, self.loss_config, self.listener, named)
+        return dialogue_losses(model, output, batch, self.loss_config, self.listener)
 
     def _encode(self, features: Tensor, first_frame: int) -> Tensor:
         """[B, T * 8, num_mels] -> [B, T, D_enc], without gradient while the encoder rests."""

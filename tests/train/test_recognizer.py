@@ -14,7 +14,7 @@ from duplex.errors import UserError
 from duplex.model import DuplexModel
 from tests.train.conftest import TinyBank
 from tests.train.test_stages import conversations, fit, speech
-from train.dialogue_stage import DialogueStage, LossConfig, dialogue_losses
+from train.dialogue_stage import DialogueStage
 from train.encoder_stage import EncoderStage
 
 
@@ -55,38 +55,6 @@ def test_the_encoder_stage_goes_on_from_an_exported_checkpoint(bank: TinyBank, t
         assert all(torch.equal(v, stage.encoder.state_dict()[k]) for k, v in model.encoder.state_dict().items())
         assert torch.equal(stage.listener.weight, model.recognizer.weight) == (layers == config.recognizer_layers)
         assert torch.equal(stage.align.weight, model.encoder.ctc.weight) == (layers == config.recognizer_layers)
-
-
-def test_a_recognizer_learns_from_conversations_where_it_has_a_loss(bank: TinyBank, tmp_path: Path) -> None:
-    data = conversations(bank, tmp_path, 2)
-    data.setup("fit")
-    stages = [
-        DialogueStage(2, bank.model, 1e-2, 1e-2, freeze_encoder_steps=None, loss=LossConfig(ctc=0.0, recognized=weight))
-        for weight in (0.0, 1.0)
-    ]
-    for stage in stages:
-        torch.manual_seed(0)
-        fit(stage, data)
-    resting, learning = ({k: v for k, v in stage.state_dict().items() if "recognizer" in k or "encoder" in k} for stage in stages)
-    assert {k.split(".")[1] for k in resting if not torch.equal(resting[k], learning[k])} == {"recognizer"}
-
-
-def test_words_that_do_not_sound_are_not_to_be_recognized(bank: TinyBank, tmp_path: Path) -> None:
-    data = conversations(bank, tmp_path, 1)
-    stage = DialogueStage(1, bank.model)
-    fit(stage, data)
-    model, batch = stage.model, data.batch(0)
-    assert model is not None and batch.audio is not None
-    with torch.no_grad():
-        output = model(batch.text[:, :-1], batch.codes, batch.audio)
-        named = model.recognizer(output.encoded)
-
-        def loss(told: list[bool]) -> float:
-            batch.told = torch.tensor(told)
-            return float(dialogue_losses(model, output, batch, LossConfig(recognized=1.0), named=named).recognized)
-
-        rows = len(batch.told) if batch.told is not None else len(batch.codes)
-        assert loss([True] * rows) == 0.0 and loss([False] * rows) > 0.0
 
 
 def test_a_recognizer_learns_while_the_encoder_rests(bank: TinyBank, tmp_path: Path) -> None:
