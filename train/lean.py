@@ -7,7 +7,6 @@ whether the agent has the turn, so a vector added to one row of the text head do
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,8 +15,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from codec.checkpoint import write_files
-from duplex.checkpoint import load_speaker
+from duplex.checkpoint import load_speaker, save_speaker
 from duplex.cli import run
 from duplex.errors import UserError
 from duplex.knobs import init_knobs, note_written
@@ -25,10 +23,9 @@ from duplex.model import DuplexModel
 from duplex.vocab import Vocab
 from train.dialogue_data import ConversationBatch, Conversations
 from train.dialogue_stage import codes_read
-from train.sources import read_tensors, tensor_bytes
+from train.export import DTYPES
 
 _RIDGE = 1.0
-_ROW = "heads.text.weight"
 
 
 def in_turn(text: Tensor) -> Tensor:
@@ -62,30 +59,28 @@ def turn_vector(hidden: Tensor, turns: Tensor) -> Tensor:
 def main(argv: list[str] | None = None) -> None:
     """Parse arguments, lean a checkpoint, and say by how much."""
     parser = argparse.ArgumentParser(prog="python -m train.lean", description=__doc__)
-    parser.add_argument("checkpoint", help="folder that `duplex export` wrote")
-    parser.add_argument("folder", type=Path, help="where to write")
+    parser.add_argument("checkpoint", help="`pocket`, or a folder that `duplex export` wrote")
+    parser.add_argument("folder", help="where to write")
     parser.add_argument("--config", type=Path, required=True, help="of the dialogue stage: its conversations")
     parser.add_argument("--yielding", type=float, required=True, help="added to the logit of <eos> within a turn")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="float16")
     parser.add_argument("--batches", type=int, default=25, help="of conversations, a fifth of them to check (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.batches < 5:
         raise UserError(f"--batches {args.batches} leaves none to check; give 5 or more")
-    source = Path(args.checkpoint)
-    if not source.is_dir():
-        raise UserError(f"there is no folder {source}; give one that `duplex export` wrote")
-    model = load_speaker(args.checkpoint).model
-    data = _conversations(args.config)
+    speaker, data = load_speaker(args.checkpoint), _conversations(args.config)
+    model = speaker.model
     if data.vocab.size != model.config.vocab_size:
-        raise UserError(f"{data.tokenizer} has {data.vocab.size} tokens, {source} {model.config.vocab_size}; give the config its tokenizer")
+        raise UserError(
+            f"{data.tokenizer} has {data.vocab.size} tokens, {args.checkpoint} {model.config.vocab_size}; give the config its tokenizer"
+        )
     learned = args.batches * 4 // 5
     vector = args.yielding * turn_vector(*hidden_states(model, map(data.batch, range(learned))))
     hidden, turns = hidden_states(model, map(data.batch, range(learned, args.batches)))
     added = hidden @ vector
-    tensors = read_tensors(source / "model.safetensors")
-    row = tensors[_ROW][Vocab.eos]
-    row.copy_((row.double() + vector).to(row.dtype))
-    shutil.copytree(source, args.folder, dirs_exist_ok=True)
-    write_files({args.folder / "model.safetensors": tensor_bytes(tensors)})
+    with torch.no_grad():
+        model.heads.text.weight[Vocab.eos] += vector.float()
+    save_speaker(model, speaker.vocab, speaker.codec, args.folder, DTYPES[args.dtype])
     within, elsewhere = (f"{added[where].mean():+.2f} (sd {added[where].std():.2f})" for where in (turns, ~turns))
     print(f"wrote {args.folder}: <eos> {within} within a turn, {elsewhere} elsewhere, over {len(turns)} other frames")
 

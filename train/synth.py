@@ -144,7 +144,7 @@ def _exchanges(part: PartConfig, split: str, rng: random.Random) -> Iterator[wor
     phrases = corpus.repeat_phrases(split) if part.num_exchanges or part.num_phrases else ()
     for _ in range(part.num_exchanges):
         yield world.draw(rng, split, rng.choice(part.skills) if part.skills else None, phrases)
-    if part.num_phrases > len(phrases) or (part.num_phrases and split != "train"):
+    if not 0 <= part.num_phrases <= (len(phrases) if split == "train" else 0):
         raise UserError(
             f"bank part {part.name!r} wants {part.num_phrases} phrases of split {split!r}; train has "
             f"{len(corpus.repeat_phrases('train'))}, the others none"

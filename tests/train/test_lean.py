@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from codec.checkpoint import load_codec
+from codec.checkpoint import CheckpointError, load_codec
 from duplex.checkpoint import save_speaker
 from duplex.model import DuplexModel
 from duplex.vocab import Vocab
@@ -41,7 +41,7 @@ def exported(bank: TinyBank, tmp_path: Path) -> Path:
     data = conversations(bank, tmp_path, 1)
     data.setup("fit")
     config = dataclasses.replace(bank.model, vocab_size=data.vocab.size, silence_codes=tuple(int(c) for c in data.silence))
-    save_speaker(DuplexModel(config), data.vocab, load_codec(bank.codec), tmp_path / "exported", torch.float32)
+    save_speaker(DuplexModel(config), data.vocab, load_codec(bank.codec), tmp_path / "exported")
     options = dict(bank=str(bank.folder), answer_parts=["agent"], speak_parts=["agent"], user_parts=["user"], codec=str(bank.codec))
     options |= dict(tokenizer=str(tmp_path / "tokenizer.json"), num_steps=1, batch_size=2, composer=dict(num_frames=100))
     block = {"class_path": "train.dialogue_data.Conversations", "init_args": options}
@@ -81,6 +81,7 @@ def test_bad_input_is_one_sentence(exported: Path) -> None:
     ):
         with pytest.raises(lean.UserError, match=sentence):
             leaned(exported, *more)
-    with pytest.raises(lean.UserError, match="there is no folder"):
-        leaned(exported.parent / "nothing")
+    (exported / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="is not a checkpoint: it has no model.safetensors"):
+        leaned(exported)
     assert not (exported.parent / "leaned").exists()
