@@ -93,6 +93,7 @@ class UserSpeech(lightning.LightningDataModule):
         num_steps: Batches a run.
         tokenizer: Path of the agent's `tokenizer.json`, for the words heard; None leaves them out.
         batch_size, row_seconds: Rows a batch and their length.
+        silence_s: Shortest and longest silence between two utterances of a row.
         recordings: Folders of recordings of people, see `train.recordings`, for a teacher (`EncoderStage`).
         recorded_rows: Rows of them in every batch, beside `batch_size`.
         clean_rows: How many rows, those of recordings first, the teacher hears.
@@ -110,6 +111,7 @@ class UserSpeech(lightning.LightningDataModule):
         tokenizer: str | None = None,
         batch_size: int = 8,
         row_seconds: float = 10.0,
+        silence_s: tuple[float, float] = (0.1, 1.0),
         recordings: list[str] = [],  # noqa: B006 - never written to
         recorded_rows: int = 0,
         clean_rows: int = 0,
@@ -128,6 +130,9 @@ class UserSpeech(lightning.LightningDataModule):
             raise UserError(f"clean_rows is {clean_rows}, but recordings are of use to a teacher only; set it to {recorded_rows} or more")
         self.recordings, self.recorded_rows, self.clean_rows = recordings, recorded_rows, clean_rows
         self.num_frames = round(row_seconds * USER_HZ) // USER_FRAME_SAMPLES
+        self.silence = (round(silence_s[0] * USER_HZ), round(silence_s[1] * USER_HZ))
+        if not 0 <= self.silence[0] < self.silence[1]:
+            raise UserError(f"silence_s of {list(silence_s)} is no range; give two times in seconds, the shorter first")
         self.vocab: Vocab | None = None
         self._utterances: list[Utterance] = []
         self._recordings: list[Utterance] = []
@@ -182,7 +187,7 @@ class UserSpeech(lightning.LightningDataModule):
             if turn.end_frame + 3 > self.num_frames:
                 return turns
             turns.append(turn)
-            start += turn.utterance.num_samples + int(rng.integers(USER_HZ // 10, USER_HZ))
+            start += turn.utterance.num_samples + int(rng.integers(*self.silence))
 
     def _turn(self, utterance: Utterance, start: int, augment: AugmentConfig | None, rng: np.random.Generator) -> UserTurn:
         speech, factor = utterance.audio / np.float32(32767.0), 1.0

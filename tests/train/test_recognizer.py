@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,8 +16,9 @@ from duplex.errors import UserError
 from duplex.model import DuplexModel
 from tests.train.conftest import TinyBank
 from tests.train.test_stages import conversations, fit, speech
+from train.bank import USER_HZ
 from train.dialogue_stage import DialogueStage
-from train.encoder_stage import EncoderStage
+from train.encoder_stage import EncoderStage, UserSpeech
 
 
 @pytest.fixture(autouse=True)
@@ -93,3 +96,13 @@ def test_a_recognizer_learns_while_the_encoder_rests(bank: TinyBank, tmp_path: P
     old, new = dialogue.model.state_dict(), better.model.state_dict()
     assert all(torch.equal(old[k], new[k]) for k in old if not k.startswith("recognizer."))
     assert all(torch.equal(after[f"listener.{k}"], new[f"recognizer.{k}"]) for k in ("weight", "context.layers.1.mlp.up_proj.weight"))
+
+
+def test_silences_between_utterances_are_as_long_as_asked(bank: TinyBank) -> None:
+    data = UserSpeech(str(bank.folder), ["user"], 1, row_seconds=12.0, silence_s=(0.5, 0.6), val_part=None)
+    data.setup("fit")
+    turns = data._row(data._utterances, np.random.default_rng(0))
+    gaps = [(b.start_sample - a.start_sample - a.utterance.num_samples) / USER_HZ for a, b in itertools.pairwise(turns)]
+    assert len(gaps) >= 2 and all(0.5 <= gap < 0.6 for gap in gaps)
+    with pytest.raises(UserError, match=r"silence_s of \[0.6, 0.5\] is no range"):
+        speech(bank, 1, silence_s=(0.6, 0.5))
